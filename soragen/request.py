@@ -1,0 +1,68 @@
+"""What was asked, fully resolved, and the recipe that is stored inside the video.
+
+A `Request` has no "default": every value is the one that is used. Its dictionary form is the `request` part of the recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from soragen.size import VideoSize
+
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video to make.
+
+    seed: 0..2**63-1. guidance_scale: 1 means no guidance. shift: of the noise levels (1 = none).
+    checkpoint: a name in weights.toml, or the path of a folder in the published layout.
+    """
+
+    prompt: str
+    negative_prompt: str
+    size: VideoSize
+    seed: int
+    num_steps: int
+    guidance_scale: float
+    shift: float
+    solver: str
+    checkpoint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, in the order in which people read them."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "width": self.size.width,
+            "height": self.size.height,
+            "num_frames": self.size.num_frames,
+            "fps": str(self.size.fps),
+            "seed": self.seed,
+            "num_steps": self.num_steps,
+            "guidance_scale": self.guidance_scale,
+            "shift": self.shift,
+            "solver": self.solver,
+            "checkpoint": self.checkpoint,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Request:
+        """The request that `to_dict` wrote. Raises KeyError, TypeError or ValueError when `values` is not one."""
+        size = VideoSize(
+            int(values["width"]), int(values["height"]), int(values["num_frames"]), Fraction(values["fps"])
+        )
+        return cls(
+            prompt=str(values["prompt"]),
+            negative_prompt=str(values["negative_prompt"]),
+            size=size,
+            seed=int(values["seed"]),
+            num_steps=int(values["num_steps"]),
+            guidance_scale=float(values["guidance_scale"]),
+            shift=float(values["shift"]),
+            solver=str(values["solver"]),
+            checkpoint=str(values["checkpoint"]),
+        )
