@@ -1,0 +1,41 @@
+"""What denoises, and how it is pushed towards the prompt."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from soragen.diffusion.schedule import NoiseLevel
+
+
+class Denoiser(Protocol):
+    """A transformer bound to one prompt and one grid: what does not change from step to step is computed already."""
+
+    def __call__(self, latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
+        """The clean estimate [B, C, T, H, W] for noisy `latents` of the same shape.
+
+        mask: [T], 1 = free, 0 = known (those frames are clean already, at timestep 0). Only families whose checkpoint
+        takes known frames natively are given one.
+        """
+        ...
+
+
+def guided(cond: Denoiser, uncond: Denoiser | None, scale: float) -> Denoiser:
+    """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598): uncond + scale * (cond - uncond), in float32.
+
+    The clean estimate is a fixed affine function of the velocity (or noise) at each level, and the weights sum to one,
+    so guiding estimates equals guiding velocities. A scale of 1 is no guidance: `uncond` is never called.
+    Raises ValueError for another scale without `uncond`.
+    """
+    if scale == 1:
+        return cond
+    if uncond is None:
+        raise ValueError(f"guidance of {scale} needs an unconditional denoiser")
+
+    def guided_denoiser(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
+        towards = cond(latents, level, mask).float()
+        away = uncond(latents, level, mask).float()
+        return away + scale * (towards - away)
+
+    return guided_denoiser
