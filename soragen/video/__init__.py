@@ -1,0 +1,1 @@
+"""Pixels and files: videos and images in, MP4 out, through the ffmpeg program."""

@@ -1,0 +1,65 @@
+"""The files that can be written: one row of a table for each ending."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from soragen.errors import InputError
+from soragen.size import VideoSize
+
+# ffmpeg's parser rounds a frame rate whose numerator or denominator is larger (av_parse_video_rate).
+_LARGEST_FPS_PART = 1_001_000
+
+
+@dataclass(frozen=True)
+class Format:
+    """How ffmpeg writes one kind of file.
+
+    filters: from RGB of any size to the pixels that are stored. arguments: codec, tags and container.
+    bytes_per_pixel: more than a real video takes, for the question whether the disk is large enough.
+    """
+
+    suffix: str
+    filters: Callable[[VideoSize], str]
+    arguments: Callable[[VideoSize], list[str]]
+    even_sides: bool
+    bytes_per_pixel: float
+
+
+def _mp4_filters(size: VideoSize) -> str:
+    # bt709, limited range: converted here and tagged below. Colour at half size lies on the left pixel of each two and
+    # between two rows, which is where players look for it when nothing is said.
+    return (
+        f"scale={size.width}:{size.height}:flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
+        ":in_range=full:out_range=limited:out_color_matrix=bt709:out_h_chr_pos=0:out_v_chr_pos=128,format=yuv420p,setsar=1"
+    )
+
+
+def _mp4_arguments(size: VideoSize) -> list[str]:
+    ticks = size.fps.numerator * math.ceil(1000 / size.fps.numerator)  # a second in which each frame is whole ticks
+    codec = ["-c:v", "libx264", "-profile:v", "high", "-preset", "medium", "-crf", "17", "-pix_fmt", "yuv420p"]
+    tags = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+    inner_tags = ["-x264-params", "colorprim=bt709:transfer=bt709:colormatrix=bt709:range=tv"]
+    container = ["-movie_timescale", str(ticks), "-movflags", "+faststart", "-f", "mp4"]
+    return [*codec, *tags, *inner_tags, *container]
+
+
+FORMATS = {form.suffix: form for form in (Format(".mp4", _mp4_filters, _mp4_arguments, True, 0.15),)}
+
+
+def format_of(path: Path, size: VideoSize) -> Format:
+    """The format that `path` ends in, able to hold `size`. Raises InputError."""
+    form = FORMATS.get(path.suffix.lower())
+    if form is None:
+        known = ", ".join(FORMATS)
+        ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
+        raise InputError(f"output {path.name!r} {ending}, which is not a video format here", f"use one of: {known}")
+    if form.even_sides and (size.width % 2 or size.height % 2):
+        raise InputError(f"{size.width}x{size.height} has an odd side: {form.suffix} needs even ones", "add one pixel")
+    if max(size.fps.numerator, size.fps.denominator) > _LARGEST_FPS_PART:
+        plain = size.fps.limit_denominator(1001)
+        raise InputError(f"the frame rate {size.fps} has too many digits to be stored exactly", f"use {plain}")
+    return form
