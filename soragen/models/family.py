@@ -1,0 +1,121 @@
+"""The contract between the engine and a model family.
+
+The engine knows no family: it lays a grid, asks a family for its three networks one after the other, and talks to them
+in these terms only. A family differs from another in its configuration, its networks and in
+
+- how the VAE compresses (`Compression`: strides, patch, whether the first frame stands alone);
+- what its transformer predicts (a velocity, a noise, the clean latents): `Denoiser` always returns the clean estimate;
+- how it takes known frames (`KnownFrames`: by per-frame timesteps, by extra channels, or not at all);
+- how its decoder streams (causal, one latent frame at a time, or in runs that overlap by its receptive field).
+
+Axis letters: B batch, C channels, T frames, H, W, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from soragen.diffusion.grid import Compression, Grid
+from soragen.diffusion.guidance import Denoiser as Denoiser  # part of the contract
+
+
+@dataclass(frozen=True)
+class Context:
+    """A prompt as the transformer reads it.
+
+    embeddings: [L, D]. mask: [L], True where there is text; a family that pads keeps the padding, as it was trained.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCondition:
+    """Given pictures as a checkpoint sees them that is conditioned on images: beside the noisy latents, not among them.
+
+    channels: [1, C, T, H, W], joined to the latents. tokens: [L, D] of an image encoder, where the checkpoint has one.
+    """
+
+    channels: Tensor
+    tokens: Tensor | None = None
+
+
+class TextEncoder(Protocol):
+    def encode(self, prompts: Sequence[str]) -> list[Context]: ...
+
+    def dropped(self, prompt: str) -> str:
+        """The words at the end of `prompt` for which the encoder has no room; "" when it reads them all."""
+        ...
+
+
+class Transformer(Protocol):
+    def bind(self, context: Context, grid: Grid) -> Denoiser: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Keyframe:
+    """Known frames that were encoded on their own: latents [1, C, T, H, W], which begin at frame `frame` of the video.
+
+    A picture, or the first two latent frames of a clip. What is encoded as part of the video is known in its place and
+    needs none: see `soragen.diffusion.condition.KnownFrames`.
+    """
+
+    latents: Tensor
+    frame: int
+
+
+class KeyframeTransformer(Transformer, Protocol):
+    """A transformer whose checkpoint was trained with keyframes."""
+
+    def bind(self, context: Context, grid: Grid, keyframes: Sequence[Keyframe] = ()) -> Denoiser: ...
+
+
+class Vae(Protocol):
+    def encode(self, frames: Iterable[Tensor]) -> Tensor:
+        """Latents [1, C, T, H, W], normalised as the transformer expects, of chunks of frames [t, H, W, 3] in 0..1."""
+        ...
+
+    def decode(self, latents: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
+        """Frames, chunk by chunk, each [t, H, W, 3] float32 in 0..1 on the CPU, from latents [1, C, T, H, W].
+
+        seed: the video's, for decoders that draw noise of their own; others pass over it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a grid costs, computed from a checkpoint's config files for `pipeline/plan.py`.
+
+    transformer_flops: of one forward. transformer_bytes, vae_bytes: activations in float32 where each has most of them,
+    weights not counted; of a decoder that streams, those of one run of latent frames.
+    """
+
+    transformer_flops: float
+    transformer_bytes: int
+    vae_bytes: int
+
+
+class Family(Protocol):
+    """One folder under `soragen/families/`; the folder's name is `family` in weights.toml."""
+
+    def compression(self, folder: Path) -> Compression:
+        """How this checkpoint's pixels become tokens, read from its config files alone."""
+        ...
+
+    def latent_channels(self, folder: Path) -> int: ...
+
+    def load_text_encoder(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder: ...
+
+    def load_transformer(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Transformer: ...
+
+    def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Vae: ...
+
+    def work(self, folder: Path, grid: Grid) -> Work: ...
