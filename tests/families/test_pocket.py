@@ -1,0 +1,151 @@
+"""The embedded family: exact streams, known frames that come back, positions that carry aspect and frame rate."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from soragen.diffusion.grid import Compression, lay_grid
+from soragen.diffusion.schedule import NoiseLevel
+from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig, lay_positions
+from soragen.families.pocket.vae import PocketVae, VaeConfig
+from soragen.models.family import Context
+from soragen.size import VideoSize
+
+COMPRESSION = Compression(stride=(4, 8, 8), patch_size=(1, 2, 2))
+
+
+def randomise(network: torch.nn.Module, seed: int = 0) -> None:
+    """No weight is trivial: layers that start at zero would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        for name, parameter in network.named_parameters():
+            if name in ("latent_scale", "latent_std"):
+                parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def vae() -> PocketVae:
+    config = VaeConfig(static_channels=6, motion_channels=4, encoder_width=16, decoder_width=16, fine_width=8)
+    vae = PocketVae(config)
+    randomise(vae)
+    return vae.eval()
+
+
+@pytest.fixture(scope="module")
+def transformer() -> PocketTransformer:
+    transformer = PocketTransformer(TransformerConfig(latent_channels=6, width=64, num_layers=2, num_heads=2, text_width=24))
+    randomise(transformer)
+    return transformer.eval()
+
+
+def context(length: int = 5, seed: int = 1) -> Context:
+    generator = torch.Generator().manual_seed(seed)
+    return Context(torch.randn(length, 24, generator=generator), torch.ones(length, dtype=torch.bool))
+
+
+def test_encoding_is_an_exact_stream(vae: PocketVae) -> None:
+    frames = torch.rand(13, 24, 40, 3)
+    whole = vae.encode([frames])
+    assert whole.shape == (1, 10, 4, 3, 5)
+    torch.testing.assert_close(vae.encode(frames.split([1, 3, 2, 7])), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_decoding_is_an_exact_stream_and_causal(vae: PocketVae) -> None:
+    latents = torch.randn(1, 10, 4, 3, 5)
+    whole = torch.cat(list(vae.decode(latents)))
+    assert whole.shape == (13, 24, 40, 3)
+    assert whole.min() >= 0 and whole.max() <= 1
+    raw = vae.denormalise(latents)
+    with torch.inference_mode():
+        groups = vae.decode_groups(raw)[0][0] / 2 + 0.5  #               [4, 4, 3, H, W], all at once
+    at_once = groups.flatten(0, 1)[3:].permute(0, 2, 3, 1).clamp(0, 1)
+    torch.testing.assert_close(whole, at_once, rtol=1e-5, atol=1e-5)
+    prefix = torch.cat(list(vae.decode(latents[:, :, :2])))
+    assert torch.equal(prefix, whole[:5])
+
+
+def test_decoding_takes_nothing_before_it_is_asked(vae: PocketVae) -> None:
+    stream = vae.decode(torch.randn(1, 10, 1000, 2, 2))
+    assert next(stream).shape == (1, 16, 16, 3)
+    assert next(stream).shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("num_frames", [0, 2, 4, 6])
+def test_encoding_refuses_other_frame_counts(vae: PocketVae, num_frames: int) -> None:
+    with pytest.raises(ValueError, match="1 \\+ 4k"):
+        vae.encode([torch.rand(num_frames, 16, 16, 3)])
+
+
+def test_a_still_image_has_no_motion_latents_in_the_linear_codec(vae: PocketVae) -> None:
+    still = torch.rand(1, 1, 1, 3, 16, 16).expand(1, 1, 4, 3, 16, 16) * 2 - 1
+    linear = PocketVae(vae.config)
+    randomise(linear)
+    with torch.no_grad():
+        linear.encoder_out.weight.zero_()
+        linear.encoder_out.bias.zero_()
+        latents, _ = linear.encode_groups(still)
+    assert latents[0, 0, vae.config.static_channels :].abs().max() < 1e-5
+    assert latents[0, 0, : vae.config.static_channels].abs().max() > 0.1
+
+
+def test_given_frames_come_back_and_steer_the_rest(transformer: PocketTransformer) -> None:
+    grid = lay_grid(VideoSize(48, 32, 13, Fraction(12)), COMPRESSION)
+    denoiser = transformer.bind(context(), grid)
+    latents = torch.randn(1, 6, *grid.latent_shape)
+    mask = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    with torch.inference_mode():
+        clean = denoiser(latents, NoiseLevel(0.2, 0.8, 800.0), mask)
+        other = latents.clone()
+        other[:, :, 0] += 1
+        changed = denoiser(other, NoiseLevel(0.2, 0.8, 800.0), mask)
+    assert torch.equal(clean[:, :, 0], latents[:, :, 0])
+    assert not torch.allclose(clean[:, :, 1:], latents[:, :, 1:], atol=1e-2)
+    assert not torch.allclose(clean[:, :, 1:], changed[:, :, 1:], atol=1e-4)
+
+
+def test_the_words_are_read_once(transformer: PocketTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = lay_grid(VideoSize(32, 32, 5, Fraction(12)), COMPRESSION)
+    denoiser = transformer.bind(context(), grid)
+    for block in transformer.blocks:
+        monkeypatch.setattr(block.cross_attention, "read", None)
+    monkeypatch.setattr("soragen.families.pocket.transformer.lay_positions", None)
+    with torch.inference_mode():
+        denoiser(torch.randn(1, 6, *grid.latent_shape), NoiseLevel(0.5, 0.5, 500.0))
+
+
+def test_padding_of_the_text_changes_nothing(transformer: PocketTransformer) -> None:
+    grid = lay_grid(VideoSize(32, 32, 5, Fraction(12)), COMPRESSION)
+    plain = context()
+    padded = Context(
+        torch.cat([plain.embeddings, torch.randn(3, 24)]), torch.cat([plain.mask, torch.zeros(3, dtype=torch.bool)])
+    )
+    latents, level = torch.randn(1, 6, *grid.latent_shape), NoiseLevel(0.3, 0.7, 700.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            transformer.bind(padded, grid)(latents, level), transformer.bind(plain, grid)(latents, level)
+        )
+
+
+def test_positions_know_frame_rate_and_aspect() -> None:
+    config = TransformerConfig()
+    slow, fast = lay_positions(config, (3, 4, 4), 1 / 2), lay_positions(config, (3, 4, 4), 1 / 4)
+    assert not torch.allclose(slow.rotary[0], fast.rotary[0])
+    # Frame 1 at half the rate is frame 2 at the full rate: time is in seconds.
+    torch.testing.assert_close(slow.rotary[1].unflatten(0, (3, 16))[1], fast.rotary[1].unflatten(0, (3, 16))[2])
+    wide, tall = lay_positions(config, (1, 2, 8), 1.0), lay_positions(config, (1, 8, 2), 1.0)
+    assert not torch.allclose(wide.absolute.sort(0).values, tall.absolute.sort(0).values)
+
+
+def test_a_new_network_is_the_linear_guess() -> None:
+    """adaLN-Zero: before training the estimate is the best linear one, whatever the text."""
+    network = PocketTransformer(TransformerConfig(latent_channels=6, width=64, num_layers=2, num_heads=2, text_width=24))
+    network.init_weights()
+    grid = lay_grid(VideoSize(32, 32, 5, Fraction(12)), COMPRESSION)
+    latents, sigma = torch.randn(1, 6, *grid.latent_shape), 0.6
+    with torch.inference_mode():
+        clean = network.bind(context(), grid)(latents, NoiseLevel(1 - sigma, sigma, 1000 * sigma))
+    torch.testing.assert_close(clean, latents * (1 - sigma) / ((1 - sigma) ** 2 + sigma**2))
