@@ -1,0 +1,1 @@
+"""How `pocket` is made: the world that is its teacher, and one script for each of its networks."""

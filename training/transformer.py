@@ -1,0 +1,298 @@
+"""Trains pocket's diffusion transformer by flow matching on latents of captioned clips and images.
+
+    python -m training.transformer RUN --minutes 90
+
+Goes on from RUN/transformer/state.pt where it was stopped; `--minutes` counts all the time spent on it, so a larger number
+continues a finished run. What it does beyond the plain recipe:
+- many single images among the clips, more of them early: what things look like is learnt on one frame at a seventh of a
+  clip's cost, how they move on clips of growing length;
+- noise levels drawn mostly high, where the sentence decides (`sigma = sigmoid(N(mean, std))`);
+- in a quarter of the clips some frames are given (noise level 0): the first ones, the last ones, both, or any;
+- errors on the subject count more than errors on the ground;
+- one caption in ten is empty, for classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from soragen.families.pocket.transformer import PocketTransformer, Positions, TransformerConfig, lay_positions
+from training.clips import FPS, read_shard
+from training.text import Reader, embed, load_encoder
+from training.vae import load_vae
+from training.world.captions import caption
+from training.world.scene import Scene
+
+TOKENS_PER_STEP = 4096
+SIGMA_MEAN, SIGMA_STD = 1.0, 1.4
+EMPTY_CAPTION = 0.1
+KNOWN_FRAMES = 0.25
+CONTINUED = 0.25
+CLIP_LATENT_FRAMES = 7
+SUBJECT_WEIGHT = 2.0
+
+
+@dataclass
+class Shard:
+    """`latents` [n, z, T, h, w] and `mask` [n, T, h, w]; one entry of `scenes` for each."""
+
+    latents: Tensor
+    mask: Tensor
+    scenes: list[Scene]
+
+
+class Pool:
+    """All latent shards on disk, by kind and shape; `refresh` takes in those that have appeared since."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shards: dict[str, dict[tuple[int, int], list[Shard]]] = {"images": defaultdict(list), "clips": defaultdict(list)}
+        self.seen: set[str] = set()
+
+    def refresh(self) -> None:
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name in self.seen:
+                continue
+            self.seen.add(path.name)
+            tensors, scenes = read_shard(path)
+            kind = path.name.split("-")[0]
+            for latents, mask, mirror in (("latents", "mask", False), ("mirrored", "mirrored_mask", True)):
+                shard = Shard(tensors[latents], tensors[mask], [s.mirrored() for s in scenes] if mirror else scenes)
+                self.shards[kind][tuple(shard.latents.shape[-2:])].append(shard)
+
+    def count(self, kind: str) -> int:
+        return sum(len(shard.scenes) for shards in self.shards[kind].values() for shard in shards)
+
+    def draw(
+        self, rng: random.Random, kind: str, frames: slice, tokens: int
+    ) -> tuple[Tensor, Tensor, list[Scene]]:
+        """A batch of one shape with about `tokens` tokens: latents [B, z, T, h, w], mask [B, T, h, w], scenes.
+
+        frames: which latent frames of a clip.
+        """
+        shapes = self.shards[kind]
+        shape = rng.choices(list(shapes), [len(shards) for shards in shapes.values()])[0]
+        batch = max(1, tokens * 4 // (shape[0] * shape[1] * (frames.stop - frames.start)))
+        picks = [rng.choice(shapes[shape]) for _ in range(batch)]
+        rows = [(shard, rng.randrange(len(shard.scenes))) for shard in picks]
+        latents = torch.stack([shard.latents[i, :, frames] for shard, i in rows]).float()
+        mask = torch.stack([shard.mask[i, frames] for shard, i in rows]).float()
+        return latents, mask, [shard.scenes[i] for shard, i in rows]
+
+
+def draw_shape(rng: random.Random, share: float, clips: bool) -> tuple[str, int]:
+    """Images or clips, and of how many latent frames, at `share` (0..1) of the training."""
+    if not clips or rng.random() < 0.85 - 0.55 * share:
+        return "images", 1
+    return "clips", rng.choices([2, 3, 5, 7], [3 - 2 * share, 2, 1 + share, 0.5 + 2 * share])[0]
+
+
+def draw_known(rng: random.Random, num_frames: int, start: int) -> list[float]:
+    """1 for each free frame, 0 for each given one; at least one is free.
+
+    A window that does not begin with the clip (start > 0) continues it: its first frames are given.
+    """
+    free = [1.0] * num_frames
+    if num_frames == 1 or (start == 0 and rng.random() >= KNOWN_FRAMES):
+        return free
+    which = rng.choice(("first", "both")) if start else rng.choice(("first", "last", "both", "any"))
+    count = rng.randint(1, num_frames // 2)
+    if which == "any":
+        for i in rng.sample(range(num_frames), count):
+            free[i] = 0.0
+    if which in ("first", "both"):
+        free[:count] = [0.0] * count
+    if which == "last":
+        free[-count:] = [0.0] * count
+    if which == "both" and num_frames > count + 1:
+        free[-1] = 0.0
+    return free
+
+
+def flow_loss(
+    network: PocketTransformer, latents: Tensor, mask: Tensor, sigma: Tensor, noise: Tensor, free: Tensor,
+    positions: Positions, context: tuple[Tensor, Tensor],
+) -> Tensor:  # fmt: skip
+    """Squared error of the velocity, one value a sample [B]; frames that are given do not count.
+
+    latents, noise [B, z, T, h, w]; mask [B, T, h, w]; sigma [B]; free [B, T].
+    """
+    levels = sigma[:, None] * free  #                                    [B, T]
+    level = levels[:, None, :, None, None]
+    noisy = (1 - level) * latents + level * noise
+    embeddings, words = context
+    # On a CPU the fused attention's backward is three times slower than plain matrix products at these lengths.
+    kernel = SDPBackend.MATH if latents.device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
+    with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(kernel):
+        clean = network(
+            noisy, levels, positions, network.read(embeddings), network.summarise(embeddings, words), words
+        )
+    weight = ((1 + SUBJECT_WEIGHT * mask) * free[:, :, None, None])[:, None]  # [B, 1, T, h, w]
+    error = ((clean - latents) / sigma.view(-1, 1, 1, 1, 1)).square() * weight
+    return error.mean(dim=1).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3, 4))
+
+
+class Clock:
+    """Positions of each shape, laid once."""
+
+    def __init__(self, config: TransformerConfig, device: str) -> None:
+        self.config, self.device = config, device
+        self.known: dict[tuple[int, int, int], Positions] = {}
+
+    def __call__(self, latents: Tensor) -> Positions:
+        shape = (latents.shape[2], latents.shape[3] // self.config.patch_size, latents.shape[4] // self.config.patch_size)
+        if shape not in self.known:
+            self.known[shape] = lay_positions(self.config, shape, 4 / FPS).to(torch.device(self.device))
+        return self.known[shape]
+
+
+@torch.no_grad()
+def evaluate(network: PocketTransformer, pool: Pool, clock: Clock, read: Reader, device: str) -> dict[str, float]:
+    """Held-out loss at high noise with the right captions and with shuffled ones: the gap measures reading."""
+    totals: dict[str, list[float]] = {"right": [], "shuffled": []}
+    for kind, num_frames in (("images", 1), ("clips", 5)):
+        if not pool.count(kind):
+            continue
+        for seed in range(4):
+            rng = random.Random(seed)
+            torch.manual_seed(seed)
+            latents, mask, scenes = pool.draw(rng, kind, slice(0, num_frames), TOKENS_PER_STEP // 2)
+            latents, mask = latents.to(device), mask.to(device)
+            captions = [caption(scene, rng) for scene in scenes]
+            sigma = torch.linspace(0.6, 0.98, len(latents), device=device)
+            noise = torch.randn(latents.shape).to(device)
+            free = torch.ones(len(latents), num_frames, device=device)
+            for name, texts in (("right", captions), ("shuffled", captions[len(captions) // 2 :] + captions[: len(captions) // 2])):
+                loss = flow_loss(network, latents, mask, sigma, noise, free, clock(latents), embed(read, texts, device))
+                totals[name].append(float(loss.mean()))
+    return {name: sum(values) / len(values) for name, values in totals.items() if values}
+
+
+def make_optimizers(network: PocketTransformer) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for the rest (Jordan et al. 2024)."""
+    matrices = [p for name, p in network.named_parameters() if name.startswith("blocks") and p.dim() == 2 and "table" not in name]
+    ids = {id(p) for p in matrices}
+    others = [p for name, p in network.named_parameters() if id(p) not in ids and name != "latent_std"]
+    return [
+        torch.optim.Muon(matrices, lr=2e-3, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def save(network: PocketTransformer, folder: Path) -> None:
+    save_file({name: p.detach().cpu().contiguous() for name, p in network.state_dict().items()}, folder / "model.safetensors")
+    values = {"_class_name": "PocketTransformer"} | asdict(network.config)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=TOKENS_PER_STEP)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    device = options.device
+    if device == "cpu":
+        torch.set_num_threads(1)
+    folder, state_path = options.run / "transformer", options.run / "transformer" / "state.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer, encoder = load_encoder(options.run)
+    read = (tokenizer, encoder.to(device))
+    vae = load_vae(options.run)
+    config = TransformerConfig(
+        latent_channels=vae.config.latent_channels, width=options.width, num_layers=options.layers,
+        num_heads=options.width // 64, mlp_width=-(-options.width * 8 // 3 // 64) * 64,
+        text_width=encoder.config.d_model,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = PocketTransformer(config)
+    network.init_weights()
+    with torch.no_grad():
+        network.latent_std.copy_(vae.latent_std)
+    network.latent_std.requires_grad_(False)
+    network.to(device)
+    average = PocketTransformer(config).to(device).requires_grad_(False)
+    average.load_state_dict(network.state_dict())
+    optimizers = make_optimizers(network)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    step, seconds, seen = 0, 0.0, 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        step, seconds, seen = state["step"], state["seconds"], state["seen"]
+
+    pool, held_out, clock = Pool(options.run / "latents"), Pool(options.run / "held_out_latents"), Clock(config, device)
+    pool.refresh()
+    held_out.refresh()
+    total, began, saved, shown = options.minutes * 60, time.time(), time.time(), time.time()
+    losses: dict[str, list[float]] = defaultdict(list)
+    while True:
+        spent = seconds + time.time() - began
+        share = min(1.0, spent / total)
+        rng = random.Random(step)
+        torch.manual_seed(step)
+        kind, num_frames = draw_shape(rng, share, pool.count("clips") > 0)
+        start = rng.randint(1, CLIP_LATENT_FRAMES - num_frames) if 1 < num_frames < CLIP_LATENT_FRAMES and rng.random() < CONTINUED else 0
+        latents, mask, scenes = pool.draw(rng, kind, slice(start, start + num_frames), options.tokens)
+        latents, mask = latents.to(device), mask.to(device)
+        texts = ["" if rng.random() < EMPTY_CAPTION else caption(scene, rng) for scene in scenes]
+        free = torch.tensor([draw_known(rng, num_frames, start) for _ in scenes], device=device)
+        sigma = torch.sigmoid(SIGMA_MEAN + SIGMA_STD * torch.randn(len(scenes))).clamp(0.02, 0.9999).to(device)
+        noise = torch.randn(latents.shape).to(device)
+        loss = flow_loss(network, latents, mask, sigma, noise, free, clock(latents), embed(read, texts, device)).mean()
+        rate = min(1.0, (step + 1) / 100) * min(1.0, max(0.03, 2 * (1 - share)))
+        for optimizer, base in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = base * rate
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        keep = min(0.999, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+                mean.lerp_(value, 1 - keep)
+        step, seen = step + 1, seen + len(scenes)
+        losses[f"{kind}{num_frames}"].append(float(loss.detach()))
+        if time.time() - shown > 60:
+            shown = time.time()
+            means = " ".join(f"{name} {sum(v) / len(v):.4f}" for name, v in sorted(losses.items()))
+            print(f"step {step} seen {seen} {spent / 60:.1f} min {means}", flush=True)
+            losses.clear()
+            pool.refresh()
+        if time.time() - saved > 300 or share >= 1:
+            saved = time.time()
+            held_out.refresh()
+            scores = evaluate(average, held_out, clock, read, device)
+            print(f"step {step} held out {scores} pool {pool.count('images')} images {pool.count('clips')} clips", flush=True)
+            state = {
+                "network": network.state_dict(), "average": average.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": step, "seconds": seconds + time.time() - began, "seen": seen,
+            }  # fmt: skip
+            torch.save(state, state_path.with_suffix(".part"))
+            state_path.with_suffix(".part").rename(state_path)
+            save(average, folder)
+            if share >= 1:
+                break
+
+
+if __name__ == "__main__":
+    main()

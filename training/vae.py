@@ -1,0 +1,211 @@
+"""Makes pocket's VAE: the linear codec in closed form, then the residual convolutions by gradient descent.
+
+    python -m training.vae RUN --minutes 20
+
+Goes on from RUN/vae/state.pt where it was stopped. `--freeze-encoder` trains the decoder alone, so that latents that were
+already made stay valid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from soragen.families.pocket.vae import GROUP, PATCH, PATCH_DIM, PocketVae, VaeConfig
+from training.clips import read_shard
+
+
+def to_groups(frames: Tensor) -> Tensor:
+    """Frames uint8 [B, 1 + 4k, H, W, 3] -> groups [B, 1 + k, 4, 3, H, W] in -1..1, the first frame four times."""
+    frames = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    frames = torch.cat([frames[:, :1].expand(-1, GROUP - 1, -1, -1, -1), frames], dim=1)
+    return frames.unflatten(1, (-1, GROUP))
+
+
+def fit_linear(vae: PocketVae, shards: list[Path]) -> None:
+    """Principal components of 8 x 8 patches' means over four frames, and of the deviations from them."""
+    total, count = torch.zeros(PATCH_DIM, dtype=torch.float64), 0
+    static = torch.zeros(PATCH_DIM, PATCH_DIM, dtype=torch.float64)
+    motion = torch.zeros(GROUP * PATCH_DIM, GROUP * PATCH_DIM, dtype=torch.float64)
+    for path in shards:
+        groups = to_groups(read_shard(path)[0]["frames"])[:, 1:].flatten(0, 2)  # [n*4, 3, H, W]
+        patches = F.pixel_unshuffle(groups, PATCH).flatten(2).unflatten(0, (-1, GROUP))  # [n, 4, 192, h*w]
+        mean = patches.mean(1)
+        deviation = (patches - mean[:, None]).flatten(1, 2).transpose(1, 2).flatten(0, 1).double()
+        mean = mean.transpose(1, 2).flatten(0, 1).double()
+        total += mean.sum(0)
+        count += len(mean)
+        static += mean.T @ mean
+        motion += deviation.T @ deviation
+    average = total / count
+    static = static / count - average[:, None] * average
+    with torch.no_grad():
+        vae.patch_mean.copy_(average)
+        for basis, covariance in ((vae.static_basis, static), (vae.motion_basis, motion / count)):
+            values, vectors = torch.linalg.eigh(covariance)
+            basis.copy_(vectors[:, -len(basis) :].flip(1).T)
+            kept = values[-len(basis) :].sum() / values.sum()
+            print(f"{len(basis)} components keep {100 * float(kept):.2f} % of the variance", flush=True)
+
+
+@torch.no_grad()
+def fit_normalisation(vae: PocketVae, shards: list[Path]) -> None:
+    """Half-whitened latents: the spread of channel c becomes sqrt(std_c / largest std).
+
+    Full whitening would make the transformer spend as much on the faintest detail as on the layout; none would hide
+    detail far below the noise.
+    """
+    encoded = [vae.encode_groups(to_groups(read_shard(path)[0]["frames"]))[0] for path in shards]
+    raw = torch.cat([latents.movedim(2, -1).flatten(0, 3) for latents in encoded])  # [everything, z]
+    std = raw.std(0).clamp(min=1e-4)
+    vae.latent_mean.copy_(raw.mean(0))
+    vae.latent_scale.copy_((std * std.max()).sqrt())
+    vae.latent_std.copy_(std / vae.latent_scale)
+
+
+def reconstruction_loss(out: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """L1 of pixels, of their spatial gradients and of their change in time; weight [B, T, 1, H, W]."""
+    error = (out - target) * weight
+    loss = error.abs().mean()
+    loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    return loss + 0.5 * error.diff(dim=1).abs().mean()
+
+
+def psnr(error: Tensor) -> float:
+    """Decibels of an error in 0..1 units; 10 log10(1 / mse)."""
+    return float(-10 * torch.log10(error.square().mean()))
+
+
+@torch.no_grad()
+def score(vae: PocketVae, shards: list[Path]) -> dict[str, float]:
+    """PSNR on held-out renders, all pixels and the subject's alone, and of the linear codec by itself."""
+    whole, subject = [], []
+    for path in shards:
+        tensors, _ = read_shard(path)
+        groups = to_groups(tensors["frames"])
+        out = vae.decode_groups(vae.encode_groups(groups)[0])[0].clamp(-1, 1)
+        error = ((out - groups) / 2).flatten(1, 2)[:, GROUP - 1 :]  #    [n, T, 3, H, W]
+        mask = (tensors["mask"] > 127)[:, :, None].expand_as(error)
+        whole.append(error.square().mean())
+        subject.append(error[mask].square().mean())
+    return {name: float(-10 * torch.log10(torch.stack(values).mean())) for name, values in
+            (("psnr", whole), ("psnr_subject", subject))}  # fmt: skip
+
+
+def save(vae: PocketVae, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: p.detach().cpu().contiguous() for name, p in vae.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"_class_name": "PocketVae"} | asdict(vae.config), indent=2) + "\n")
+
+
+def load_vae(run: Path) -> PocketVae:
+    values = json.loads((run / "vae" / "config.json").read_text())
+    vae = PocketVae(VaeConfig(**{name: value for name, value in values.items() if not name.startswith("_")}))
+    vae.load_state_dict(load_file(run / "vae" / "model.safetensors"))
+    return vae.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--crop", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=13)
+    parser.add_argument("--freeze-encoder", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    folder, state_path = options.run / "vae", options.run / "vae" / "state.pt"
+    held_out = sorted((options.run / "held_out").glob("clips-*"))[:4]
+
+    vae, step, seconds = PocketVae(VaeConfig()), 0, 0.0
+    frozen = {"latent_mean", "latent_scale", "latent_std"}
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        step, seconds = state["step"], state["seconds"]
+    else:
+        fit_linear(vae, sorted((options.run / "pixels").glob("clips-*"))[:48])
+        fit_normalisation(vae, sorted((options.run / "pixels").glob("clips-*"))[:24])
+        save(vae, folder)
+        print("linear codec", score(vae, held_out), flush=True)
+    if options.freeze_encoder:
+        frozen |= {"static_basis", "motion_basis", "patch_mean"} | {n for n, _ in vae.named_parameters() if n.startswith("encoder")}
+    vae.to(options.device)
+    trained = [p.requires_grad_(name not in frozen) for name, p in vae.named_parameters() if name not in frozen]
+    bases = {"static_basis", "motion_basis", "patch_mean"}
+    groups = [
+        {"params": [p for n, p in vae.named_parameters() if n not in frozen and n not in bases], "base": 1e-3},
+        {"params": [p for n, p in vae.named_parameters() if n not in frozen and n in bases], "base": 1e-4},
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    if state_path.exists() and state["frozen"] == sorted(frozen):
+        optimizer.load_state_dict(state["optimizer"])
+
+    rng = random.Random(step)
+    shards: list[Path] = []
+    cache: dict[Path, dict[str, Tensor]] = {}
+    began, total = time.time(), options.minutes * 60
+    last = began
+    while (spent := time.time() - began) < total:
+        if step % 50 == 0:
+            shards = sorted((options.run / "pixels").glob("clips-*"))
+        frames, masks = [], []
+        for _ in range(options.batch):
+            path = rng.choice(shards)
+            if path not in cache:
+                if len(cache) > 400:
+                    cache.pop(next(iter(cache)))
+                cache[path] = read_shard(path)[0]
+            clip, mask = cache[path]["frames"], cache[path]["mask"]
+            n, start = rng.randrange(len(clip)), rng.randint(0, clip.shape[1] - options.frames)
+            y, x = rng.randint(0, clip.shape[2] - options.crop), rng.randint(0, clip.shape[3] - options.crop)
+            window = (n, slice(start, start + options.frames), slice(y, y + options.crop), slice(x, x + options.crop))
+            flip = rng.random() < 0.5
+            frames.append(clip[window].flip(2) if flip else clip[window])
+            masks.append(mask[window].flip(2) if flip else mask[window])
+        target = to_groups(torch.stack(frames).to(options.device))
+        weight = 1 + 3 * torch.stack(masks).to(options.device).float()[:, :, None] / 255
+        warm, left = min(1.0, (step + 1) / 50), max(0.02, 1 - spent / total)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * warm * left
+        with torch.autocast(options.device, torch.bfloat16):
+            raw, _ = vae.encode_groups(target)
+            raw = raw.float()
+            # The transformer's latents are never exact: the decoder learns to bear a little noise.
+            level = 0.05 * torch.rand(len(raw), 1, 1, 1, 1, device=raw.device)
+            raw = raw + level * raw.detach().std(dim=(0, 1, 3, 4), keepdim=True) * torch.randn_like(raw)
+            out, _ = vae.decode_groups(raw)
+        out, target = (video.flatten(1, 2)[:, GROUP - 1 :].float() for video in (out, target))
+        loss = reconstruction_loss(out, target, weight)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 20 == 0:
+            print(f"step {step} loss {float(loss):.4f} {step / (time.time() - began):.2f} steps/s", flush=True)
+        if time.time() - last > 240 or time.time() - began >= total:
+            last = time.time()
+            vae.cpu()
+            print(f"step {step} {score(vae, held_out)}", flush=True)
+            save(vae, folder)
+            torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "frozen": sorted(frozen),
+                        "step": step, "seconds": seconds + time.time() - began}, state_path)  # fmt: skip
+            vae.to(options.device)
+
+
+if __name__ == "__main__":
+    main()
