@@ -1,0 +1,41 @@
+"""Every option that commands share, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="File to write. Default: a name from the prompt and the seed."),
+]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="WxH", help="Width and height such as 1280x720, or an aspect: 16:9.")
+]
+Seconds = Annotated[str | None, typer.Option("--seconds", metavar="S", help="Duration, such as 5 or 2.5.")]
+Frames = Annotated[int | None, typer.Option("--frames", metavar="N", help="Number of frames, instead of --seconds.")]
+Fps = Annotated[str | None, typer.Option("--fps", metavar="F", help="Frames per second: 24, 29.97 or 30000/1001.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Same seed, same video. Default: random.")]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Denoising steps.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", metavar="G", help="How closely to follow the prompt; 1 is no guidance.")
+]
+Negative = Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What not to show.")]
+Shift = Annotated[
+    float | None, typer.Option("--shift", metavar="X", help="Shift of the noise levels towards noise; 1 is none.")
+]
+Solver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="euler or unipc.")]
+Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="A name from `models list`, or a folder.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps. Default: the fastest.")
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", metavar="T", help="float32, bfloat16 or float16.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Do not store the recipe in the video.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail when the prompt is too long, instead of dropping words.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, besides the result.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]

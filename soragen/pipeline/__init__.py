@@ -1,0 +1,1 @@
+"""What happens, in order: from a request to a video file."""

@@ -1,0 +1,144 @@
+"""From what the user typed to a `Request` with no default left in it. Everything wrong is refused here, in one line.
+
+No torch, no files: it is called before anything slow happens.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import sys
+import unicodedata
+from fractions import Fraction
+from typing import TypeVar
+
+from soragen.catalog import SOLVERS, Native, find
+from soragen.errors import InputError
+from soragen.pipeline.events import Listener, Note
+from soragen.request import Request
+from soragen.size import VideoSize, even, format_fps, num_frames_for, parse_fps, parse_seconds, parse_size
+
+MAX_PROMPT = 1_000_000
+MAX_SECONDS = 3600
+MAX_STEPS = 1000
+MAX_SEED = 2**63 - 1
+
+
+def resolve(
+    prompt: str,
+    *,
+    listen: Listener,
+    model: str = "pocket",
+    negative: str | None = None,
+    size: str | None = None,
+    seconds: str | None = None,
+    frames: int | None = None,
+    fps: str | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
+    solver: str | None = None,
+) -> Request:
+    """The request with every default of the model filled in. `prompt` "-" reads standard input.
+
+    Whatever was changed to fit (an odd side, a duration that is no whole number of frames) is a Note to `listen`.
+    Raises InputError.
+    """
+    checkpoint = find(model)
+    defaults = checkpoint.defaults
+    video = _video_size(checkpoint.native, (defaults.width, defaults.height), size, seconds, frames, fps, listen)
+    return Request(
+        prompt=_prompt(_standard_input() if prompt == "-" else prompt),
+        negative_prompt=defaults.negative_prompt if negative is None else _text(negative, "negative prompt"),
+        size=video,
+        seed=secrets.randbelow(2**31) if seed is None else _within("seed", seed, 0, MAX_SEED),
+        num_steps=defaults.num_steps if steps is None else _within("steps", steps, 1, MAX_STEPS),
+        guidance_scale=defaults.guidance_scale if guidance is None else _within("guidance", guidance, 0.0, 100.0),
+        shift=defaults.shift if shift is None else _within("shift", shift, 0.01, 100.0),
+        solver=defaults.solver if solver is None else _solver(solver),
+        checkpoint=model,
+    )
+
+
+def _video_size(
+    native: Native,
+    default_sides: tuple[int, int],
+    size: str | None,
+    seconds: str | None,
+    frames: int | None,
+    fps: str | None,
+    listen: Listener,
+) -> VideoSize:
+    default_area = default_sides[0] * default_sides[1]
+    asked_width, asked_height = default_sides if size is None else parse_size(size, default_area)
+    width, height = even(asked_width), even(asked_height)
+    if (width, height) != (asked_width, asked_height):
+        listen(Note(f"{asked_width}x{asked_height} becomes {width}x{height}: the sides of an H.264 video are even"))
+
+    rate = native.fps if fps is None else parse_fps(fps)
+    if seconds is not None and frames is not None:
+        raise InputError("--seconds and --frames were both given", "use one of them")
+    if frames is not None:
+        _within("frames", frames, 1, math.floor(MAX_SECONDS * rate), f"an hour at {format_fps(rate)} fps")
+        return VideoSize(width, height, frames, rate)
+    duration = native.seconds if seconds is None else parse_seconds(seconds)
+    if duration > MAX_SECONDS:
+        raise InputError(f"{_plain(duration)} s is longer than an hour", f"use --seconds {MAX_SECONDS} or less")
+    num_frames = num_frames_for(duration, rate)
+    if num_frames != duration * rate:
+        count = f"{num_frames} frame{'s' if num_frames > 1 else ''}"
+        listen(Note(f"{_plain(duration)} s at {format_fps(rate)} fps becomes {count}, {_plain(num_frames / rate)} s"))
+    return VideoSize(width, height, num_frames, rate)
+
+
+def _prompt(text: str) -> str:
+    text = _text(text, "prompt")
+    if not text:
+        raise InputError("the prompt is empty", 'say what to show, such as "a red ball bouncing on green grass"')
+    return text
+
+
+def _text(text: str, what: str) -> str:
+    """`text` without white space around it. Raises InputError for what no text encoder can read."""
+    if len(text) > MAX_PROMPT:
+        raise InputError(f"the {what} has {len(text):,} characters", f"use at most {MAX_PROMPT:,}")
+    text = text.replace("\r\n", "\n").strip()
+    for index, character in enumerate(text):
+        kind = unicodedata.category(character)
+        if kind == "Cs":
+            raise InputError(f"the {what} is not valid UTF-8 at character {index + 1}", "save or type it as UTF-8")
+        if kind == "Cc" and character not in "\n\t":
+            code = f"U+{ord(character):04X}"
+            raise InputError(f"the {what} has a control character ({code}) at character {index + 1}", "remove it")
+    return text
+
+
+def _standard_input() -> str:
+    """The prompt from a pipe, in UTF-8; never more of it than could be used."""
+    data = sys.stdin.buffer.read(4 * MAX_PROMPT + 4)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError("the prompt on standard input is not valid UTF-8", "save it as UTF-8") from error
+
+
+def _solver(name: str) -> str:
+    if name.lower() not in SOLVERS:
+        raise InputError(f"no solver named {name!r}", f"use one of {', '.join(SOLVERS)}")
+    return name.lower()
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _within(what: str, value: Number, low: Number, high: Number, why: str = "") -> Number:
+    """`value`, when it is a number from `low` to `high`; nan is not."""
+    if not low <= value <= high:
+        limits = f"{low:,} to {high:,}" if high < 2**31 else f"{low} to 2^63-1"
+        raise InputError(f"--{what} {value} is out of range", f"use {limits}" + (f" ({why})" if why else ""))
+    return value
+
+
+def _plain(value: Fraction) -> str:
+    return f"{float(value):.6g}"

@@ -1,0 +1,66 @@
+"""The scripts under examples/, run on the embedded model as a user would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = ["--size", "64x64", "--frames", "5", "--steps", "1"]
+
+if shutil.which("bash") is None:
+    pytest.skip("no bash here", allow_module_level=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Runs a script in an empty folder, with the `soragen` of this interpreter on the path."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program = programs / "soragen"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m soragen "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+
+    def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(EXAMPLES / name), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return script
+
+
+def test_every_script_is_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.sh")} == {"from_list.sh", "seeds.sh"}
+
+
+def test_from_list(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    prompts = (EXAMPLES / "prompts.txt").read_text().splitlines()
+    done = run("from_list.sh", str(EXAMPLES / "prompts.txt"), "videos", *SMALL)
+    assert done.returncode == 0, done.stderr
+    made = sorted(tmp_path.glob("videos/*"))
+    assert done.stdout.split() == [str(path.relative_to(tmp_path)) for path in made]
+    assert len(made) == len(prompts)
+
+    made[0].unlink()
+    again = run("from_list.sh", str(EXAMPLES / "prompts.txt"), "videos", *SMALL)
+    assert again.stdout.split() == ["videos/001.mp4"]
+
+
+def test_from_list_goes_on_after_a_failure(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "list.txt").write_text("a \x1b ball\n\n-x\n")
+    done = run("from_list.sh", "list.txt", "videos", "--size", "1x1")
+    assert done.returncode == 1
+    assert "line 1 failed with exit code 2" in done.stderr and "line 2 failed with exit code 2: -x" in done.stderr
+
+
+def test_seeds(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run("seeds.sh", "a red ball", "2", "--size", "64x64", "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["seed", "1"], ["seed", "2"]]
+    assert len(list(tmp_path.glob("a-red-ball-*.mp4"))) == 2
