@@ -1,0 +1,71 @@
+"""LTX-Video by Lightricks: a transformer with very few tokens, as its VAE makes one latent of 8 x 32 x 32 pixels.
+
+Two generations, told apart by the VAE they came with. Up to 0.9.1: prompts of 128 tokens, whose padding T5 reads as if
+it were text, and latent frames placed at 0, 8, 16, ... Since 0.9.5: 256 tokens, padding masked, frames placed where
+their first pixel frame is, and keyframes. Each is as the reference pipeline for that generation has it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from soragen.diffusion.grid import Compression, Grid
+from soragen.families.ltx_video.transformer import LtxTransformer, TransformerConfig
+from soragen.families.ltx_video.vae import LtxVae, VaeConfig
+from soragen.models.config import read_config
+from soragen.models.family import Work
+from soragen.models.text_encoder import PromptEncoder
+from soragen.models.weights import load_module
+
+
+class LtxVideo:
+    """See `soragen.models.family.Family`."""
+
+    def compression(self, folder: Path) -> Compression:
+        return Compression(stride=read_config(folder / "vae", VaeConfig).stride, patch_size=(1, 1, 1))
+
+    def latent_channels(self, folder: Path) -> int:
+        return read_config(folder / "transformer", TransformerConfig).in_channels
+
+    def work(self, folder: Path, grid: Grid) -> Work:
+        c, v = read_config(folder / "transformer", TransformerConfig), read_config(folder / "vae", VaeConfig)
+        n = grid.num_tokens
+        matrices = 14 * c.width**2  # q, k, v, out; the query and output of cross-attention; the feed-forward's 2 * 4
+        flops = c.num_layers * (2 * n * matrices + 4 * n * n * c.width)
+        return Work(flops, 4 * n * 13 * c.width, v.decoder_bytes(grid.latent_shape[1] * grid.latent_shape[2]))
+
+    def load_text_encoder(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PromptEncoder:
+        second_generation = read_config(folder / "vae", VaeConfig).folds_space
+        return PromptEncoder(
+            folder / "text_encoder",
+            folder / "tokenizer" / "tokenizer.json",
+            max_length=256 if second_generation else 128,
+            padding="masked" if second_generation else "attended",
+            device=device,
+            dtype=dtype,
+        )
+
+    def load_transformer(self, folder: Path, device: torch.device, dtype: torch.dtype) -> LtxTransformer:
+        config = read_config(folder / "transformer", TransformerConfig)
+        second_generation = read_config(folder / "vae", VaeConfig).folds_space
+        return load_module(
+            lambda: LtxTransformer(config, causal_time=second_generation),
+            folder / "transformer",
+            device=device,
+            dtype=dtype,
+        )
+
+    def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> LtxVae:
+        config = read_config(folder / "vae", VaeConfig)
+        return load_module(
+            lambda: LtxVae(config),
+            folder / "vae",
+            device=device,
+            dtype=dtype,
+            keep_float32=("latents_mean", "latents_std"),
+        )
+
+
+FAMILY = LtxVideo()

@@ -1,0 +1,211 @@
+"""From a saved folder to final latents and frames, as the reference pipelines make them of the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ltx_reference import TRANSFORMER, VAE_090, VAE_095, randomise, relative_error, their_transformer, their_vae
+from PIL import Image
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import Unigram
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from soragen.diffusion.condition import KnownFrames
+from soragen.diffusion.grid import Grid, lay_grid
+from soragen.diffusion.guidance import guided
+from soragen.diffusion.noise import starting_noise
+from soragen.diffusion.sampler import denoise
+from soragen.diffusion.schedule import DynamicShift, Schedule, flow_dynamic, linear_quadratic, listed
+from soragen.diffusion.solver import Euler
+from soragen.families import load_family
+from soragen.models.family import Keyframe
+from soragen.size import VideoSize
+
+diffusers = pytest.importorskip("diffusers")
+
+PROMPT, NEGATIVE = "a red ball bounces on green grass at sunset", "a grey ball"
+CPU, SEED, STEPS, GUIDANCE = torch.device("cpu"), 5, 6, 3.0
+SIZE = VideoSize(96, 64, 33, Fraction(24))
+ASKED = {"prompt": PROMPT, "width": 96, "height": 64, "num_frames": 33, "frame_rate": 24}
+DISTILLED = [1000.0, 993.0, 987.0, 981.0, 975.0, 909.0, 725.0, 0.03]
+BOUND = 1e-5
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = ["a", "red", "ball", "bounces", "on", "green", "grass", "at", "sunset"]
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in words), *"abcdefghijklmnopqrstuvwxyz"]
+    made = Tokenizer(Unigram([(piece, -1.0 - (len(piece) == 1)) for piece in pieces], unk_id=2))
+    made.normalizer, made.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()  # type: ignore[assignment]
+    made.decoder = decoders.Metaspace()  # type: ignore[assignment]
+    made.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def components(vae: dict[str, Any], scheduler: Any) -> dict[str, Any]:
+    text_encoder = T5EncoderModel(
+        T5Config(vocab_size=48, d_model=24, d_kv=8, num_heads=3, d_ff=40, num_layers=2, feed_forward_proj="gated-gelu")
+    ).eval()
+    randomise(text_encoder)
+    return {
+        "scheduler": scheduler, "vae": their_vae(vae), "text_encoder": text_encoder, "tokenizer": tokenizer(),
+        "transformer": their_transformer(TRANSFORMER),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SORAGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Any, Path]:
+    """The generation up to 0.9.1."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )  # fmt: skip
+    return saved(diffusers.LTXPipeline(**components(VAE_090, scheduler)), tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Any, Path]:
+    """The generation since 0.9.5. Known frames are taken as their mean, where the reference would draw."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=False)
+    return saved(diffusers.LTXConditionPipeline(**components(VAE_095, scheduler)), tmp_path_factory.mktemp("second"))
+
+
+def saved(pipeline: Any, folder: Path) -> tuple[Any, Path]:
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline, folder
+
+
+@pytest.fixture
+def known_frames_are_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pipeline_ltx_condition", "pipeline_ltx_image2video"):
+        module = getattr(__import__("diffusers.pipelines.ltx", fromlist=[name]), name)
+        monkeypatch.setattr(module, "retrieve_latents", lambda encoded, *args, **kwargs: encoded.latent_dist.mode())
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.numpy())
+
+
+def pixels_of(pictures: Sequence[Image.Image]) -> Tensor:
+    return torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in pictures]).view(
+        len(pictures), 64, 96, 3
+    ) / torch.tensor(255.0)
+
+
+def run(
+    folder: Path,
+    schedule: Schedule | None = None,
+    guidance: float = GUIDANCE,
+    known: KnownFrames | None = None,
+    keyframes: Sequence[Keyframe] = (),
+) -> Tensor:
+    """The final latents [1, C, T, H, W]."""
+    family = load_family("ltx_video")
+    grid = our_grid(folder)
+    context, negative = family.load_text_encoder(folder, CPU, torch.float32).encode([PROMPT, NEGATIVE])
+    transformer: Any = family.load_transformer(folder, CPU, torch.float32)
+    denoiser = guided(transformer.bind(context, grid, keyframes), transformer.bind(negative, grid, keyframes), guidance)
+    schedule = schedule or flow_dynamic(STEPS, grid.num_tokens, DynamicShift())
+    noise = starting_noise(SEED, family.latent_channels(folder), grid)
+    return list(denoise(denoiser, noise, schedule, Euler(schedule), known))[-1].latents
+
+
+def our_grid(folder: Path) -> Grid:
+    return lay_grid(SIZE, load_family("ltx_video").compression(folder))
+
+
+def unpack(tokens: Tensor) -> Tensor:
+    return tokens.unflatten(1, (5, 2, 3)).permute(0, 4, 1, 2, 3)
+
+
+@pytest.mark.parametrize("padded", [128, 256])
+def test_text(first: tuple[Any, Path], second: tuple[Any, Path], padded: int) -> None:
+    pipeline, folder = first if padded == 128 else second
+    with torch.inference_mode():
+        expected, mask = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False, device=CPU)[:2]
+    [context] = load_family("ltx_video").load_text_encoder(folder, CPU, torch.float32).encode([PROMPT])
+    assert context.embeddings.shape == (padded, 24)
+    assert torch.equal(context.mask, mask[0])
+    assert relative_error(context.embeddings[context.mask], expected[0][mask[0]]) < 5e-6
+
+
+def test_text_to_video(first: tuple[Any, Path]) -> None:
+    pipeline, folder = first
+    expected = pipeline(
+        **ASKED, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator(),
+        output_type="latent",
+    ).frames  # fmt: skip
+    assert relative_error(run(folder), unpack(expected)) < BOUND
+
+
+@pytest.mark.usefixtures("known_frames_are_means")
+def test_first_frame_of_the_first_generation(first: tuple[Any, Path]) -> None:
+    pipeline, folder = first
+    expected = diffusers.LTXImageToVideoPipeline(**pipeline.components)(
+        **ASKED, image=picture(1), negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+        generator=generator(), output_type="latent",
+    ).frames  # fmt: skip
+    vae = load_family("ltx_video").load_vae(folder, CPU, torch.float32)
+    known = KnownFrames(vae.encode([pixels_of([picture(1)])]).repeat(1, 1, 5, 1, 1), torch.arange(5).clamp(max=1), True)
+    assert relative_error(run(folder, known=known), unpack(expected)) < BOUND
+
+
+@pytest.mark.usefixtures("known_frames_are_means")
+@pytest.mark.parametrize("also_the_end", [False, True], ids=["first frame", "first frame and a clip at the end"])
+def test_known_frames_of_the_second_generation(second: tuple[Any, Path], also_the_end: bool) -> None:
+    pipeline, folder = second
+    from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
+    clip = [picture(seed) for seed in range(17)]
+    conditions = [LTXVideoCondition(image=picture(20), frame_index=0)]
+    conditions += [LTXVideoCondition(video=clip, frame_index=16)] if also_the_end else []
+    expected = pipeline(
+        conditions=conditions, **ASKED, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+        generator=generator(), output_type="latent", image_cond_noise_scale=0.0,
+    ).frames  # fmt: skip
+
+    vae = load_family("ltx_video").load_vae(folder, CPU, torch.float32)
+    latents, mask = vae.encode([pixels_of([picture(20)])]).repeat(1, 1, 5, 1, 1), torch.tensor([0, 1, 1, 1, 1])
+    keyframes = []
+    if also_the_end:  # 17 frames are 3 latent frames: two as keyframes, the third in its place
+        end = vae.encode([pixels_of(clip)])
+        keyframes = [Keyframe(end[:, :, :2], 16)]
+        latents[:, :, 4:], mask[4] = end[:, :, 2:], 0
+    ours = run(folder, linear_quadratic(STEPS), known=KnownFrames(latents, mask, True), keyframes=keyframes)
+    assert relative_error(ours, expected) < BOUND
+    assert torch.equal(ours[:, :, 0], latents[:, :, 0])
+
+
+def test_distilled_to_the_last_pixel(second: tuple[Any, Path]) -> None:
+    pipeline, folder = second
+    expected = pipeline(
+        **ASKED, timesteps=DISTILLED, guidance_scale=1.0, generator=generator(), output_type="np",
+        decode_timestep=0.05, decode_noise_scale=0.025,
+    ).frames[0]  # fmt: skip
+    latents = run(folder, listed(DISTILLED), guidance=1.0)
+    vae = load_family("ltx_video").load_vae(folder, CPU, torch.float32)
+    assert relative_error(torch.cat(list(vae.decode(latents, seed=SEED))), torch.from_numpy(expected)) < BOUND
+
+
+def test_work(first: tuple[Any, Path]) -> None:
+    work = load_family("ltx_video").work(first[1], our_grid(first[1]))
+    assert work.transformer_flops == 2 * (2 * 30 * 14 * 64**2 + 4 * 30 * 30 * 64)
+    assert work.transformer_bytes > 4 * 30 * 64 and work.vae_bytes > 4 * 8 * 6 * 64**2

@@ -1,0 +1,120 @@
+"""The VAE in its three published variants against the reference library's, and its streams against themselves."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from ltx_reference import VAES, our_vae, relative_error, their_vae
+from torch import Tensor, nn
+
+from soragen.families.ltx_video.vae import LtxVae, VaeConfig
+
+BOUND = 3e-6
+"""Cutting a video into chunks changes the order of sums in a convolution; each costs about 1e-7."""
+
+
+@pytest.fixture(scope="module", params=VAES)
+def pair(request: pytest.FixtureRequest) -> tuple[LtxVae, nn.Module]:
+    theirs = their_vae(VAES[request.param])
+    return our_vae(VAES[request.param], theirs), theirs
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def decoded(vae: LtxVae, latents: Tensor, cut: int, seed: int = 7) -> Tensor:
+    """Raw frames [1, 3, T, H, W], decoded `cut` latent frames at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    chunks = vae.decoder(iter(latents.split(cut, dim=2)), 0.05, lambda h, w: torch.randn(h, w, generator=generator))
+    return torch.cat(list(chunks), dim=2)
+
+
+@torch.inference_mode()
+def their_decoded(vae: nn.Module, latents: Tensor, state: Tensor) -> Tensor:
+    """The noise inside comes from the global generator, set to `state`."""
+    with torch.random.fork_rng():
+        torch.set_rng_state(state)
+        told = torch.tensor([0.05]) if vae.config.timestep_conditioning else None
+        frames: Tensor = vae.decode(latents, told).sample
+        return frames
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 3), (3, 1, 4), (1, 2, 1)], ids=str)
+def test_decode(pair: tuple[LtxVae, nn.Module], shape: tuple[int, int, int]) -> None:
+    ours, theirs = pair
+    latents = random(1, 16, *shape)
+    expected = their_decoded(theirs, latents, torch.Generator().manual_seed(7).get_state())
+    assert expected.shape == (1, 3, 8 * shape[0] - 7, 32 * shape[1], 32 * shape[2])
+    for cut in (1, 2, shape[0]):
+        assert relative_error(decoded(ours, latents, cut), expected) < BOUND
+
+
+@torch.inference_mode()
+def test_decode_ends_the_denoising_as_the_reference_pipeline(pair: tuple[LtxVae, nn.Module]) -> None:
+    ours, theirs = pair
+    latents, seed = random(1, 16, 3, 1, 2), 11
+    generator = torch.Generator().manual_seed(seed)
+    raw = latents * ours.latents_std.view(1, -1, 1, 1, 1) + ours.latents_mean.view(1, -1, 1, 1, 1)
+    if ours.config.timestep_conditioning:
+        _, noise = (torch.randn(latents.shape, generator=generator) for _ in range(2))
+        raw = (1 - 0.025) * raw + 0.025 * noise
+    expected = (their_decoded(theirs, raw, generator.get_state()) / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 3, 0)
+    chunks = list(ours.decode(latents, seed=seed))
+    assert all(chunk.dtype == torch.float32 for chunk in chunks) and len(chunks) > 1
+    assert relative_error(torch.cat(chunks), expected) < BOUND
+    others = torch.cat(list(ours.decode(latents, seed=seed + 1)))
+    assert torch.equal(others, torch.cat(chunks)) != ours.config.timestep_conditioning
+
+
+@pytest.mark.parametrize("shape", [(33, 64, 96), (17, 32, 64), (1, 64, 32)], ids=str)
+@torch.inference_mode()
+def test_encode(pair: tuple[LtxVae, nn.Module], shape: tuple[int, int, int]) -> None:
+    ours, theirs = pair
+    frames = torch.rand(*shape, 3, generator=torch.Generator().manual_seed(0))
+    means = theirs.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1).latent_dist.mode()
+    mean, std = (values.view(1, -1, 1, 1, 1) for values in (theirs.latents_mean, theirs.latents_std))
+    latents = ours.encode(frames.split(5))
+    assert relative_error(latents, (means - mean) / std) < BOUND
+    assert torch.equal(ours.encode([frames]), latents)
+
+
+@pytest.mark.parametrize("num_frames", [0, 2, 8, 10])
+def test_encode_refuses_other_frame_counts(num_frames: int) -> None:
+    vae = our_vae(VAES["0.9.5"], their_vae(VAES["0.9.5"]))
+    with pytest.raises(ValueError, match="1 \\+ 8k"):
+        vae.encode([torch.rand(num_frames, 32, 32, 3)])
+
+
+def test_memory_does_not_grow_with_the_video(pair: tuple[LtxVae, nn.Module]) -> None:
+    held, lengths = [], []
+    for index, frames in enumerate(pair[0].decode(random(1, 16, 24, 1, 1))):
+        lengths.append(frames.shape[0])
+        if index in (6, 12):
+            gc.collect()
+            storages = [x.untyped_storage() for x in gc.get_objects() if type(x) is Tensor]
+            held.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
+    assert sum(lengths) == 185 and max(lengths) == 8
+    assert held[1] < 1.01 * held[0]
+
+
+def test_the_decoder_starts_before_it_has_seen_all(pair: tuple[LtxVae, nn.Module]) -> None:
+    """What it has not asked for yet cannot be in memory: frames come as latents go in."""
+    asked = []
+
+    def latents() -> Tensor:  # type: ignore[misc]
+        for index, latent in enumerate(random(1, 16, 30, 1, 1).split(1, dim=2)):
+            asked.append(index)
+            yield latent
+
+    with torch.inference_mode():
+        next(pair[0].decoder(latents(), 0.05, lambda h, w: torch.zeros(h, w)))
+    assert len(asked) < 20
+
+
+def test_activations_of_the_published_decoder() -> None:
+    """A 512 x 768 clip of any length: some two of the many gigabytes that decoding it whole takes."""
+    assert 0.5e9 < VaeConfig().decoder_bytes(16 * 24) < 3e9
