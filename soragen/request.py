@@ -1,6 +1,7 @@
 """What was asked, fully resolved, and the recipe that is stored inside the video.
 
-A `Request` has no "default": every value is the one that is used. Its dictionary form is the `request` part of the recipe.
+A `Request` has no "default": every value is the one that is used. Its dictionary form is the `request` part of the
+recipe.
 """
 
 from __future__ import annotations

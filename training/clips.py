@@ -2,9 +2,9 @@
 
     python -m training.clips RUN --clips 2000 --images 20000
 
-A shard is a safetensors file of one size and one subject: `frames` uint8 [n, T, H, W, 3], `mask` uint8 [n, T, H, W] (how
-much of a pixel is the subject), and the scenes as JSON in its metadata. Its number is its seed, so a stopped run goes on
-where it was, and several processes (`--part 0/2`, `--part 1/2`) share the work.
+A shard is a safetensors file of one size and one subject: `frames` uint8 [n, T, H, W, 3], `mask` uint8 [n, T, H, W]
+(how much of a pixel is the subject), and the scenes as JSON in its metadata. Its number is its seed, so a stopped run
+goes on where it was, and several processes (`--part 0/2`, `--part 1/2`) share the work.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], list[Scene]]:
     return tensors, [Scene(**{**scene, "jitter": tuple(scene["jitter"])}) for scene in scenes]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--area", type=int, default=96, choices=SIZES)
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true", help="combinations that training never sees, squares only")
     parser.add_argument("--part", default="0/1", help="this process of so many, such as 1/2")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     part, parts = map(int, options.part.split("/"))
     folder = options.run / ("held_out" if options.held_out else "pixels")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from soragen.catalog import measure_files
 
-# The linear codec and the normalisation keep their full precision: they are a few kilobytes, and every frame depends on them.
+# The normalisation keeps its full precision: it is a kilobyte, and every frame depends on it.
 KEEP_FLOAT32 = ("latent_mean", "latent_scale", "latent_std", "patch_mean")
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
@@ -25,11 +25,11 @@ TOKENIZER_CONFIG = {
 }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("soragen/checkpoints/pocket"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for source, part, name in (
         ("text", "text_encoder", "model.safetensors"),
         ("transformer", "transformer", "diffusion_pytorch_model.safetensors"),

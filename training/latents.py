@@ -2,7 +2,7 @@
 
     python -m training.latents RUN [--watch]
 
-RUN/latents holds a file for each shard of RUN/pixels (and RUN/held_out_latents of RUN/held_out): `latents` and `mirrored`
+RUN/latents holds a file for each shard of RUN/pixels (RUN/held_out_latents of RUN/held_out): `latents` and `mirrored`
 bfloat16 [n, z, T, h, w], `mask` and `mirrored_mask` float16 [n, T, h, w], the subject's share of each latent. With
 `--watch` it waits for more shards until it is stopped.
 """
@@ -57,12 +57,12 @@ def encode_shard(vae: PocketVae, path: Path, target: Path, device: str) -> None:
     part.rename(target)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--watch", action="store_true")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cpu":
         torch.set_num_threads(1)
     vae = load_vae(options.run).to(options.device)

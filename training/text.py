@@ -3,8 +3,8 @@
     python -m training.text RUN
 
 A small T5 encoder reads a caption; linear heads on the mean of its outputs must tell every attribute of the scene. Text
-is cheap, so it sees a million paraphrases with distracting words and misspellings, many more than could be rendered, and
-the transformer is then trained on an encoder that already understands. The heads are thrown away.
+is cheap, so it sees many more paraphrases, distracting words and misspellings than could be rendered, and the
+transformer is then trained on an encoder that already understands. The heads are thrown away.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def other_words() -> list[str]:
     return sorted(word for word, count in counts.items() if count > 4 and word not in ours)
 
 
-def train_tokenizer(path: Path, words: list[str]) -> None:
+def train_tokenizer(path: Path, words: list[str], num_captions: int) -> None:
     """A Unigram tokenizer in the form of T5's; lower case, and every printable ASCII character has a piece."""
     rng = random.Random(0)
-    texts = [caption(sample_scene(rng), rng) for _ in range(30_000)] + [" ".join(words)] * 3
+    texts = [caption(sample_scene(rng), rng) for _ in range(num_captions)] + [" ".join(words)] * 3
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
@@ -98,8 +98,8 @@ def misspell(word: str, rng: random.Random) -> str:
 
 def tokenize(tokenizer: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
     """Token ids [B, L] and mask [B, L], padded to the longest."""
-    rows = [encoding.ids[: MAX_LENGTH - 1] + [EOS] if len(encoding.ids) > MAX_LENGTH else encoding.ids
-            for encoding in tokenizer.encode_batch(texts)]  # fmt: skip
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    rows = [row if len(row) <= MAX_LENGTH else [*row[: MAX_LENGTH - 1], EOS] for row in rows]
     length = max(map(len, rows))
     ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
     return ids, ids != PAD
@@ -120,20 +120,21 @@ class AttributeHeads(nn.Module):
         return [head(mean) for head in self.heads]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--captions", type=int, default=30_000, help="to make the tokenizer's pieces from")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.manual_seed(0)
     if options.device == "cpu":
         torch.set_num_threads(1)
     folder, state_path = options.run / "text", options.run / "text" / "state.pt"
     words = other_words()
     if not (folder / "tokenizer.json").exists():
-        train_tokenizer(folder / "tokenizer.json", words)
+        train_tokenizer(folder / "tokenizer.json", words, options.captions)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     config = replace(CONFIG, vocab_size=tokenizer.get_vocab_size())
     encoder, heads = T5Encoder(config), AttributeHeads(config.d_model)
@@ -162,11 +163,14 @@ def main() -> None:
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 100 == 0 or step + 1 == options.steps:
             right = [float((a.argmax(1) == truth[:, i]).float().mean()) for i, a in enumerate(answers)]
             shown = " ".join(f"{name} {value:.2f}" for name, value in zip(ATTRIBUTES, right, strict=True))
-            print(f"step {step + 1} loss {float(torch.stack(losses).detach().sum()):.3f} right {shown} {time.time() - began:.0f} s", flush=True)
-            torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_path)
+            total = float(torch.stack(losses).detach().sum())
+            print(f"step {step + 1} loss {total:.3f} right {shown} {time.time() - began:.0f} s", flush=True)
+            torch.save(
+                {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_path
+            )
     save_file({name: p.detach().cpu().contiguous() for name, p in encoder.state_dict().items()},
               folder / "model.safetensors")  # fmt: skip
     save_file({name: p.detach().cpu().contiguous() for name, p in heads.state_dict().items()},

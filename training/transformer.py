@@ -2,8 +2,8 @@
 
     python -m training.transformer RUN --minutes 90
 
-Goes on from RUN/transformer/state.pt where it was stopped; `--minutes` counts all the time spent on it, so a larger number
-continues a finished run. What it does beyond the plain recipe:
+Goes on from RUN/transformer/state.pt where it was stopped; `--minutes` counts all the time spent on it, so a larger
+number continues a finished run. What it does beyond the plain recipe:
 - many single images among the clips, more of them early: what things look like is learnt on one frame at a seventh of a
   clip's cost, how they move on clips of growing length;
 - noise levels drawn mostly high, where the sentence decides (`sigma = sigmoid(N(mean, std))`);
@@ -35,8 +35,9 @@ from training.world.captions import caption
 from training.world.scene import Scene
 
 TOKENS_PER_STEP = 4096
-SIGMA_MEAN, SIGMA_STD = 1.0, 1.4
+SIGMA_MEAN, SIGMA_STD = 0.5, 1.4
 EMPTY_CAPTION = 0.1
+EMA = 0.997
 KNOWN_FRAMES = 0.25
 CONTINUED = 0.25
 CLIP_LATENT_FRAMES = 7
@@ -57,7 +58,10 @@ class Pool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.shards: dict[str, dict[tuple[int, int], list[Shard]]] = {"images": defaultdict(list), "clips": defaultdict(list)}
+        self.shards: dict[str, dict[tuple[int, int], list[Shard]]] = {
+            "images": defaultdict(list),
+            "clips": defaultdict(list),
+        }
         self.seen: set[str] = set()
 
     def refresh(self) -> None:
@@ -69,14 +73,12 @@ class Pool:
             kind = path.name.split("-")[0]
             for latents, mask, mirror in (("latents", "mask", False), ("mirrored", "mirrored_mask", True)):
                 shard = Shard(tensors[latents], tensors[mask], [s.mirrored() for s in scenes] if mirror else scenes)
-                self.shards[kind][tuple(shard.latents.shape[-2:])].append(shard)
+                self.shards[kind][shard.latents.shape[-2], shard.latents.shape[-1]].append(shard)
 
     def count(self, kind: str) -> int:
         return sum(len(shard.scenes) for shards in self.shards[kind].values() for shard in shards)
 
-    def draw(
-        self, rng: random.Random, kind: str, frames: slice, tokens: int
-    ) -> tuple[Tensor, Tensor, list[Scene]]:
+    def draw(self, rng: random.Random, kind: str, frames: slice, tokens: int) -> tuple[Tensor, Tensor, list[Scene]]:
         """A batch of one shape with about `tokens` tokens: latents [B, z, T, h, w], mask [B, T, h, w], scenes.
 
         frames: which latent frames of a clip.
@@ -135,9 +137,7 @@ def flow_loss(
     # On a CPU the fused attention's backward is three times slower than plain matrix products at these lengths.
     kernel = SDPBackend.MATH if latents.device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
     with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(kernel):
-        clean = network(
-            noisy, levels, positions, network.read(embeddings), network.summarise(embeddings, words), words
-        )
+        clean = network(noisy, levels, positions, network.read(embeddings), network.summarise(embeddings, words), words)
     weight = ((1 + SUBJECT_WEIGHT * mask) * free[:, :, None, None])[:, None]  # [B, 1, T, h, w]
     error = ((clean - latents) / sigma.view(-1, 1, 1, 1, 1)).square() * weight
     return error.mean(dim=1).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3, 4))
@@ -151,7 +151,11 @@ class Clock:
         self.known: dict[tuple[int, int, int], Positions] = {}
 
     def __call__(self, latents: Tensor) -> Positions:
-        shape = (latents.shape[2], latents.shape[3] // self.config.patch_size, latents.shape[4] // self.config.patch_size)
+        shape = (
+            latents.shape[2],
+            latents.shape[3] // self.config.patch_size,
+            latents.shape[4] // self.config.patch_size,
+        )
         if shape not in self.known:
             self.known[shape] = lay_positions(self.config, shape, 4 / FPS).to(torch.device(self.device))
         return self.known[shape]
@@ -173,7 +177,10 @@ def evaluate(network: PocketTransformer, pool: Pool, clock: Clock, read: Reader,
             sigma = torch.linspace(0.6, 0.98, len(latents), device=device)
             noise = torch.randn(latents.shape).to(device)
             free = torch.ones(len(latents), num_frames, device=device)
-            for name, texts in (("right", captions), ("shuffled", captions[len(captions) // 2 :] + captions[: len(captions) // 2])):
+            for name, texts in (
+                ("right", captions),
+                ("shuffled", captions[len(captions) // 2 :] + captions[: len(captions) // 2]),
+            ):
                 loss = flow_loss(network, latents, mask, sigma, noise, free, clock(latents), embed(read, texts, device))
                 totals[name].append(float(loss.mean()))
     return {name: sum(values) / len(values) for name, values in totals.items() if values}
@@ -181,22 +188,28 @@ def evaluate(network: PocketTransformer, pool: Pool, clock: Clock, read: Reader,
 
 def make_optimizers(network: PocketTransformer) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the rest (Jordan et al. 2024)."""
-    matrices = [p for name, p in network.named_parameters() if name.startswith("blocks") and p.dim() == 2 and "table" not in name]
+    matrices = [
+        p
+        for name, p in network.named_parameters()
+        if name.startswith("blocks") and p.dim() == 2 and "table" not in name
+    ]
     ids = {id(p) for p in matrices}
     others = [p for name, p in network.named_parameters() if id(p) not in ids and name != "latent_std"]
     return [
-        torch.optim.Muon(matrices, lr=2e-3, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=3e-3, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 def save(network: PocketTransformer, folder: Path) -> None:
-    save_file({name: p.detach().cpu().contiguous() for name, p in network.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: p.detach().cpu().contiguous() for name, p in network.state_dict().items()}, folder / "model.safetensors"
+    )
     values = {"_class_name": "PocketTransformer"} | asdict(network.config)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=90)
@@ -204,7 +217,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_STEP)
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     device = options.device
     if device == "cpu":
         torch.set_num_threads(1)
@@ -249,7 +262,11 @@ def main() -> None:
         rng = random.Random(step)
         torch.manual_seed(step)
         kind, num_frames = draw_shape(rng, share, pool.count("clips") > 0)
-        start = rng.randint(1, CLIP_LATENT_FRAMES - num_frames) if 1 < num_frames < CLIP_LATENT_FRAMES and rng.random() < CONTINUED else 0
+        start = (
+            rng.randint(1, CLIP_LATENT_FRAMES - num_frames)
+            if 1 < num_frames < CLIP_LATENT_FRAMES and rng.random() < CONTINUED
+            else 0
+        )
         latents, mask, scenes = pool.draw(rng, kind, slice(start, start + num_frames), options.tokens)
         latents, mask = latents.to(device), mask.to(device)
         texts = ["" if rng.random() < EMPTY_CAPTION else caption(scene, rng) for scene in scenes]
@@ -265,7 +282,7 @@ def main() -> None:
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        keep = min(0.999, (1 + step) / (10 + step))
+        keep = min(EMA, (1 + step) / (10 + step))
         with torch.no_grad():
             for mean, value in zip(average.parameters(), network.parameters(), strict=True):
                 mean.lerp_(value, 1 - keep)
@@ -281,7 +298,10 @@ def main() -> None:
             saved = time.time()
             held_out.refresh()
             scores = evaluate(average, held_out, clock, read, device)
-            print(f"step {step} held out {scores} pool {pool.count('images')} images {pool.count('clips')} clips", flush=True)
+            print(
+                f"step {step} held out {scores} pool {pool.count('images')} images {pool.count('clips')} clips",
+                flush=True,
+            )
             state = {
                 "network": network.state_dict(), "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],

@@ -2,8 +2,8 @@
 
     python -m training.vae RUN --minutes 20
 
-Goes on from RUN/vae/state.pt where it was stopped. `--freeze-encoder` trains the decoder alone, so that latents that were
-already made stay valid.
+Goes on from RUN/vae/state.pt where it was stopped. `--freeze-encoder` trains the decoder alone, so that latents that
+were already made stay valid.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def score(vae: PocketVae, shards: list[Path]) -> dict[str, float]:
 
 def save(vae: PocketVae, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in vae.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: p.detach().cpu().contiguous() for name, p in vae.state_dict().items()}, folder / "model.safetensors"
+    )
     (folder / "config.json").write_text(json.dumps({"_class_name": "PocketVae"} | asdict(vae.config), indent=2) + "\n")
 
 
@@ -114,7 +116,7 @@ def load_vae(run: Path) -> PocketVae:
     return vae.eval()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=20)
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=13)
     parser.add_argument("--freeze-encoder", action="store_true")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -142,7 +144,9 @@ def main() -> None:
         save(vae, folder)
         print("linear codec", score(vae, held_out), flush=True)
     if options.freeze_encoder:
-        frozen |= {"static_basis", "motion_basis", "patch_mean"} | {n for n, _ in vae.named_parameters() if n.startswith("encoder")}
+        frozen |= {"static_basis", "motion_basis", "patch_mean"} | {
+            n for n, _ in vae.named_parameters() if n.startswith("encoder")
+        }
     vae.to(options.device)
     trained = [p.requires_grad_(name not in frozen) for name, p in vae.named_parameters() if name not in frozen]
     bases = {"static_basis", "motion_basis", "patch_mean"}
@@ -160,7 +164,7 @@ def main() -> None:
     began, total = time.time(), options.minutes * 60
     last = began
     while (spent := time.time() - began) < total:
-        if step % 50 == 0:
+        if not shards or step % 50 == 0:
             shards = sorted((options.run / "pixels").glob("clips-*"))
         frames, masks = [], []
         for _ in range(options.batch):
@@ -196,7 +200,7 @@ def main() -> None:
         optimizer.step()
         step += 1
         if step % 20 == 0:
-            print(f"step {step} loss {float(loss):.4f} {step / (time.time() - began):.2f} steps/s", flush=True)
+            print(f"step {step} loss {float(loss.detach()):.4f} {step / (time.time() - began):.2f} steps/s", flush=True)
         if time.time() - last > 240 or time.time() - began >= total:
             last = time.time()
             vae.cpu()

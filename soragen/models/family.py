@@ -13,10 +13,10 @@ Axis letters: B batch, C channels, T frames, H, W, L text tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -77,6 +77,12 @@ class KeyframeTransformer(Transformer, Protocol):
     def bind(self, context: Context, grid: Grid, keyframes: Sequence[Keyframe] = ()) -> Denoiser: ...
 
 
+class ImageTransformer(Transformer, Protocol):
+    """A transformer whose checkpoint is conditioned on images. It raises InputError when it gets none."""
+
+    def bind(self, context: Context, grid: Grid, image: ImageCondition | None = None) -> Denoiser: ...
+
+
 class Vae(Protocol):
     def encode(self, frames: Iterable[Tensor]) -> Tensor:
         """Latents [1, C, T, H, W], normalised as the transformer expects, of chunks of frames [t, H, W, 3] in 0..1."""
@@ -119,3 +125,22 @@ class Family(Protocol):
     def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Vae: ...
 
     def work(self, folder: Path, grid: Grid) -> Work: ...
+
+
+@runtime_checkable
+class ImageFamily(Family, Protocol):
+    """A family with checkpoints that are conditioned on images. Those take given frames in no other way.
+
+    The transformer of such a checkpoint is an `ImageTransformer`.
+    """
+
+    def takes_images(self, folder: Path) -> bool: ...
+
+    def read_images(
+        self, folder: Path, images: Mapping[int, Tensor], grid: Grid, device: torch.device, dtype: torch.dtype
+    ) -> ImageCondition:
+        """What the transformer sees of given frames: number in the clip, from 0, to picture [H, W, 3] in 0..1.
+
+        The networks that it takes are gone afterwards. Raises InputError for frames the checkpoint does not take.
+        """
+        ...

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from soragen.errors import InputError, OutputError
+from soragen.leftovers import leftover
 
 # Containers that hold pictures themselves. Playlists (hls, concat, dash) name other files, and ffmpeg draws a text file
 # as a terminal ("tty"): neither is wanted here.
@@ -91,6 +92,7 @@ class Ffmpeg:
         self._stdin, self._stdout = stdin, stdout
         self.log: deque[str] = deque(maxlen=1000)
         self.errors: deque[str] = deque(maxlen=20)
+        self._registered = contextlib.ExitStack()
 
     def __enter__(self) -> Ffmpeg:
         try:
@@ -104,6 +106,7 @@ class Ffmpeg:
             )
         except OSError as error:
             raise OutputError(f"ffmpeg does not start: {error}", "reinstall imageio-ffmpeg") from None
+        self._registered.enter_context(leftover(self._kill))
         self._drain = threading.Thread(target=self._read_log, daemon=True)
         self._drain.start()
         return self
@@ -128,15 +131,19 @@ class Ffmpeg:
         ended = f"it ended with signal {-status}" if status < 0 else f"it ended with status {status}"
         return "; ".join(dict.fromkeys(reasons[:3])) or (self.log[-1] if self.log else ended)
 
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended (macOS says the latter)
+            if os.name == "posix":
+                os.killpg(self.process.pid, signal.SIGKILL)  # with whatever a wrapper script started
+            else:
+                self.process.kill()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._registered.close()
         if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended (macOS says the latter)
-                if os.name == "posix":
-                    os.killpg(self.process.pid, signal.SIGKILL)  # with whatever a wrapper script started
-                else:
-                    self.process.kill()
+            self._kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=2)
         self._drain.join(timeout=0.5)

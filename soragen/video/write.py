@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soragen.errors import NumericalError, OutputError, ResourceError, SoragenError
+from soragen.leftovers import leftover
 from soragen.size import VideoSize
 from soragen.video.facts import video_facts
 from soragen.video.ffmpeg import Ffmpeg
@@ -28,10 +29,13 @@ _SPARE_BYTES = 16 << 20
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 
 
-def check_output(path: Path, *, size: VideoSize | None = None, overwrite: bool = False) -> None:
+def check_output(
+    path: Path, *, size: VideoSize | None = None, overwrite: bool = False, bytes_beside: int = 0
+) -> None:
     """Finds out before any work whether a video of `size` can be written to `path`, by writing one black frame there.
 
     That frame goes the way of a whole video: same folder, ffmpeg, encoder, size and frame rate; then it is removed.
+    bytes_beside: of other files that the run writes into the same folder.
     Raises InputError (ending, odd side), OutputError (folder, existing file, ffmpeg) or ResourceError (disk).
     """
     size = size or VideoSize(64, 64, 1, Fraction(24))
@@ -57,7 +61,7 @@ def check_output(path: Path, *, size: VideoSize | None = None, overwrite: bool =
     trial = VideoSize(size.width, size.height, 1, size.fps)
     with _unfinished(path) as part:
         _encode(part, [memoryview(bytes(16 * 16 * 3))], trial, (16, 16), recipe={})
-    needed = int(size.area * size.num_frames * form.bytes_per_pixel) + _SPARE_BYTES
+    needed = int(size.area * size.num_frames * form.bytes_per_pixel) + _SPARE_BYTES + bytes_beside
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
@@ -94,7 +98,7 @@ def write_video(
         if (written.width, written.height, written.num_frames, written.fps) != asked:
             raise OutputError(f"ffmpeg wrote {written} where {size} was asked", "set IMAGEIO_FFMPEG_EXE to another one")
         with _writing_in(part):
-            return _publish(part, path, overwrite)
+            return publish(part, path, overwrite)
 
 
 def to_uint8(frames: Tensor) -> Tensor:
@@ -178,15 +182,20 @@ def _metadata_file(part: Path) -> Path:
 def _unfinished(path: Path) -> Iterator[Path]:
     """A hidden name beside `path`, so that the last step is a rename; removed in any case at the end."""
     part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
-    try:
-        yield part
-    finally:
+
+    def remove() -> None:
         for file in (part, _metadata_file(part)):
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
 
+    try:
+        with leftover(remove):
+            yield part
+    finally:
+        remove()
 
-def _publish(part: Path, path: Path, overwrite: bool) -> Path:
+
+def publish(part: Path, path: Path, overwrite: bool) -> Path:
     """Gives a whole file its name, once its bytes are on the disk. Returns the name."""
     with part.open("r+b") as file:
         os.fsync(file.fileno())

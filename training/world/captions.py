@@ -367,7 +367,11 @@ def _sentence(scene: Scene, rng: random.Random, said: dict[str, bool]) -> tuple[
 
 def caption(scene: Scene, rng: random.Random) -> str:
     """A random English caption of the scene. The subject is always named; other attributes now and then are not."""
-    said = _said(scene, rng)
+    return describe(scene, rng, _said(scene, rng))
+
+
+def describe(scene: Scene, rng: random.Random, said: dict[str, bool]) -> str:
+    """A random caption that names the subject and those attributes for which `said` is true."""
     if rng.random() < 0.10:
         text, second = _tags(scene, rng, said), ""
     else:

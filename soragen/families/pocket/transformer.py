@@ -12,7 +12,9 @@ L text tokens, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -201,12 +203,15 @@ class PocketTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
         for layer in (self.modulation, self.final_modulation, self.patch_out):
             nn.init.zeros_(layer.weight)
-        for block in self.blocks:
+        for block in self._blocks():
             nn.init.zeros_(block.cross_attention.out.weight)
 
     def read(self, context: Tensor) -> Words:
-        """Keys and values of every layer for text embeddings [B, L, text_width]; they do not change from step to step."""
-        return [block.cross_attention.read(context) for block in self.blocks]
+        """Keys and values of every layer for text embeddings [B, L, text_width]: the same at every step."""
+        return [block.cross_attention.read(context) for block in self._blocks()]
+
+    def _blocks(self) -> list[Block]:
+        return list(cast("Iterable[Block]", self.blocks))
 
     def summarise(self, context: Tensor, mask: Tensor) -> Tensor:
         """The sentence as one vector [B, D]: the mean of its token embeddings [B, L, text_width]; mask [B, L]."""
@@ -238,7 +243,7 @@ class PocketTransformer(nn.Module):
         condition = F.silu(condition)[:, :, None]  #                     [B, t, 1, D]
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
         attend = mask[:, None, None]  #                                  [B, 1, 1, L]
-        for block, word in zip(self.blocks, words, strict=True):
+        for block, word in zip(self._blocks(), words, strict=True):
             x = block(x, modulation, positions.rotary, word, attend)
 
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
@@ -249,7 +254,10 @@ class PocketTransformer(nn.Module):
     @torch.inference_mode()
     def bind(self, context: Context, grid: Grid) -> Denoiser:
         """The denoiser of one prompt on one grid (`soragen.models.family.Transformer`)."""
-        embeddings, text_mask = context.embeddings[None].to(self.latent_std), context.mask[None].to(self.latent_std.device)
+        embeddings, text_mask = (
+            context.embeddings[None].to(self.latent_std),
+            context.mask[None].to(self.latent_std.device),
+        )
         words, summary = self.read(embeddings), self.summarise(embeddings, text_mask)
         seconds = grid.compression.stride[0] / float(grid.fps)
         positions = lay_positions(self.config, grid.token_shape, seconds).to(self.latent_std.device)

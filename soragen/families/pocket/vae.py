@@ -51,8 +51,8 @@ class CausalBlock(nn.Module):
         self.mix = nn.Conv2d(2 * width, width, 1)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """x [B, G, C, h, w] and the last group [B, C, h, w] of the call before (None at the start of the video).
@@ -113,9 +113,8 @@ class PocketVae(nn.Module):
         self.fine = Stack(c.fine_width, c.num_fine_blocks)
         self.decoder_out = nn.Conv2d(c.fine_width, GROUP * 3 * (PATCH // 2) ** 2, 3, padding=1)
         for out in (self.encoder_out, self.decoder_out):
-            nn.init.zeros_(out.weight)
-            if out.bias is not None:
-                nn.init.zeros_(out.bias)
+            for parameter in out.parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def spread(self) -> Tensor:
@@ -191,8 +190,11 @@ class PocketVae(nn.Module):
         return self.normalise(torch.cat(pieces, dim=1))
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Chunks of frames [1, H, W, 3], then [4, H, W, 3] each, in 0..1 on the CPU, of latents [1, z, T, h, w]."""
+    def decode(self, latents: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
+        """Chunks of frames [1, H, W, 3], then [4, H, W, 3] each, in 0..1 on the CPU, of latents [1, z, T, h, w].
+
+        seed: passed over, nothing is drawn.
+        """
         state: State | None = None
         for k in range(latents.shape[2]):
             raw = self.denormalise(latents[:, :, k : k + 1].to(self.patch_mean))

@@ -1,0 +1,134 @@
+"""The whole recipe at the smallest size: every stage runs, resumes, and what it exports makes a video."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from soragen.pipeline.resolve import resolve
+from soragen.pipeline.run import generate
+from soragen.video.facts import video_facts
+from training import clips, export, latents, text, transformer, vae
+from training.world.captions import caption
+from training.world.render import render
+from training.world.scene import ATTRIBUTES, SUBJECTS, is_held_out, sample_scene
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which every stage has been through once."""
+    run = tmp_path_factory.mktemp("run")
+    threads = torch.get_num_threads()
+    try:
+        clips.main([str(run), "--area", "96", "--clips", "8", "--images", "1"])
+        clips.main([str(run), "--area", "96", "--clips", "1", "--held-out"])
+        text.main([str(run), "--steps", "3", "--batch", "4", "--captions", "300"])
+        vae.main([str(run), "--minutes", "0.02", "--batch", "1", "--crop", "32", "--frames", "5", "--freeze-encoder"])
+        latents.main([str(run)])
+        transformer.main([str(run), "--minutes", "0.02", "--width", "64", "--layers", "1", "--tokens", "64"])
+        export.main([str(run), str(run / "checkpoint")])
+    finally:
+        torch.set_num_threads(threads)
+    return run
+
+
+def test_what_is_exported_makes_a_video(run: Path, tmp_path: Path) -> None:
+    request = resolve(
+        "a red ball", listen=lambda _: None, model=str(run / "checkpoint"), size="96x96", frames=5, steps=2, seed=1
+    )
+    result = generate(request, tmp_path / "video.mp4", listen=lambda _: None)
+    facts = video_facts(result.path)
+    assert (facts.width, facts.height, facts.num_frames) == (96, 96, 5)
+
+
+def test_every_stage_goes_on_where_it_was(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = {path: path.stat().st_mtime_ns for path in (run / "pixels").iterdir()}
+    clips.main([str(run), "--area", "96", "--clips", "8", "--images", "1"])
+    assert {path: path.stat().st_mtime_ns for path in (run / "pixels").iterdir()} == shards
+
+    text.main([str(run), "--steps", "4", "--batch", "4", "--captions", "300"])
+    assert torch.load(run / "text" / "state.pt", weights_only=True)["step"] == 4
+
+    before = torch.load(run / "transformer" / "state.pt", weights_only=True)
+    minutes = before["seconds"] / 60 + 0.01
+    transformer.main([str(run), "--minutes", str(minutes), "--width", "64", "--layers", "1", "--tokens", "64"])
+    after = torch.load(run / "transformer" / "state.pt", weights_only=True)
+    assert after["step"] > before["step"] and after["seen"] > before["seen"]
+
+    step = torch.load(run / "vae" / "state.pt", weights_only=True)["step"]
+    vae.main([str(run), "--minutes", "0.02", "--batch", "1", "--crop", "32", "--frames", "5", "--freeze-encoder"])
+    assert torch.load(run / "vae" / "state.pt", weights_only=True)["step"] > step
+
+
+def test_a_frozen_encoder_keeps_the_latents_valid(run: Path) -> None:
+    trained = vae.load_vae(run)
+    groups = torch.rand(1, 2, 4, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        before, _ = trained.encode_groups(groups)
+        assert trained.encoder_out.weight.abs().max() == 0  # the linear codec alone
+        assert before.abs().max() > 0
+
+
+def test_the_linear_codec_is_orthonormal(run: Path) -> None:
+    trained = vae.load_vae(run)
+    for basis in (trained.static_basis, trained.motion_basis):
+        torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_frames", [2, 3, 7])
+@pytest.mark.parametrize("start", [0, 2])
+def test_some_frames_are_given_and_some_are_free(num_frames: int, start: int) -> None:
+    rng = random.Random(0)
+    drawn = [transformer.draw_known(rng, num_frames, start) for _ in range(300)]
+    assert all(len(free) == num_frames and any(free) for free in drawn)
+    if start:  # a window that continues a clip is always told how it begins
+        assert all(free[0] == 0 for free in drawn)
+    else:
+        assert any(all(free) for free in drawn) and any(free[0] == 0 for free in drawn)
+        assert any(free[-1] == 0 and free[0] == 1 for free in drawn)
+
+
+def test_held_out_combinations_are_never_drawn_for_training() -> None:
+    rng = random.Random(0)
+    assert not any(is_held_out(sample_scene(rng)) for _ in range(500))
+    assert all(is_held_out(sample_scene(rng, held_out=True)) for _ in range(50))
+
+
+def test_a_mirrored_scene_says_so() -> None:
+    rng = random.Random(1)
+    scenes = [sample_scene(rng) for _ in range(200)]
+    assert any(scene.mirrored() != scene for scene in scenes)
+    for scene in scenes:
+        swapped = scene.motion.replace("left", "?").replace("right", "left").replace("?", "right")
+        assert scene.mirrored().motion == swapped
+        assert scene.mirrored().mirrored() == scene
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_every_subject_is_seen_whole_and_in_its_colour(subject: str) -> None:
+    """The mask is inside the frame, large enough to recognise, and differs from a scene of another colour."""
+    rng = random.Random(SUBJECTS.index(subject))
+    scene = next(s for s in iter(lambda: sample_scene(rng), None) if s.subject == subject and s.colour == "red")
+    frames, mask = render([scene], width=64, height=64, num_frames=2, fps=1, supersample=1.0)
+    assert frames.shape == (1, 2, 64, 64, 3) and mask.shape == (1, 2, 64, 64)
+    inside = mask[0] > 127
+    assert 0.02 < inside.float().mean() < 0.5
+    assert (
+        not inside[:, 0].any() and not inside[:, -1].any() and not inside[:, :, 0].any() and not inside[:, :, -1].any()
+    )
+    red, green, blue = frames[0][inside].float().mean(0)
+    assert red > 1.05 * max(green, blue)
+
+
+def test_captions_name_what_is_there() -> None:
+    rng = random.Random(2)
+    counts = dict.fromkeys(ATTRIBUTES, 0)
+    from training.world.captions import SYNONYMS
+
+    for _ in range(300):
+        scene = sample_scene(rng)
+        words = caption(scene, rng).lower()
+        for name in ("subject", "colour", "ground"):
+            counts[name] += any(phrase in words for phrase in SYNONYMS[name][getattr(scene, name)])
+    assert counts["subject"] > 270 and counts["colour"] > 240 and counts["ground"] > 200
