@@ -139,7 +139,9 @@ def flow_loss(
     with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(kernel):
         clean = network(noisy, levels, positions, network.read(embeddings), network.summarise(embeddings, words), words)
     weight = ((1 + SUBJECT_WEIGHT * mask) * free[:, :, None, None])[:, None]  # [B, 1, T, h, w]
-    error = ((clean - latents) / sigma.view(-1, 1, 1, 1, 1)).square() * weight
+    # Channels count by their spread: faint detail would otherwise outvote the few that carry brightness and shape.
+    channel = (network.latent_std / network.latent_std.mean()).view(1, -1, 1, 1, 1)
+    error = ((clean - latents) / sigma.view(-1, 1, 1, 1, 1)).square() * weight * channel
     return error.mean(dim=1).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3, 4))
 
 

@@ -34,6 +34,7 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
 
 def _fail(cause: Exception, app: typer.Typer, arguments: list[str]) -> int:
     failure = _failure(cause, app, arguments)
+    failure.hint = "; ".join([*getattr(cause, "__notes__", ()), *([failure.hint] if failure.hint else [])]) or None
     output.error(failure, cause if "--debug" in arguments else None)
     return failure.exit_code
 

@@ -59,7 +59,7 @@ def generate(
             from soragen.catalog import find
             from soragen.pipeline.plan import make_plan
 
-            plan = make_plan(request, find(model), device)
+            plan = make_plan(request, find(model), device, dtype)
             output.json_object(plan.to_dict()) if as_json else output.data("\n".join(plan.lines()))
             return
 

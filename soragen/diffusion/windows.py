@@ -19,16 +19,17 @@ class Window:
 
 
 def lay_windows(latent_frames: int, length: int, overlap: int) -> tuple[Window, ...]:
-    """Windows of `length` that cover `latent_frames` and share `overlap` latent frames with their neighbour.
+    """The fewest windows of `length` that cover `latent_frames` and share at least `overlap` with their neighbour.
 
-    The last one is of full length too, and shares more where it must. A video that fits is one window.
+    What is left over is shared evenly, so that no window has much less to add than another. A video that fits is one
+    window. Raises ValueError for an overlap that is not shorter than a window.
     """
     if not 0 < overlap < length:
         raise ValueError(f"windows of {length} cannot share {overlap} frames")
     if latent_frames <= length:
         return (Window(0, latent_frames, 0),)
-    windows = [Window(0, length, 0)]
-    while (done := windows[-1].stop) < latent_frames:
-        stop = min(done - overlap + length, latent_frames)
-        windows.append(Window(stop - length, stop, done - (stop - length)))
-    return tuple(windows)
+    way = latent_frames - length  # from the start of the first window to that of the last
+    num_moves = -(-way // (length - overlap))
+    starts = [way * move // num_moves for move in range(num_moves + 1)]
+    stops = [0, *(start + length for start in starts)]
+    return tuple(Window(start, start + length, stop - start) for start, stop in zip(starts, stops, strict=False))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +14,66 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from soragen.errors import InputError, OutputError
+from soragen.leftovers import leftover
+from soragen.video.write import publish
 
 SUFFIX = ".latents.safetensors"
+MAX_LETTERS = 50
+"""Of the video's name in that of the latents: a name that was just short enough for a video is too long for them."""
 
 
-def latents_path(output: Path) -> Path:
-    """Where the latents of a video wait while it is decoded: beside it."""
-    return output.with_name(output.stem + SUFFIX)
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """Latents [1, C, T, H, W] float32 and all that is needed to go on from them.
+
+    checkpoint: a name, or the absolute path of a folder. output: the video that was asked for, absolute.
+    metadata: whether the recipe goes into it.
+    """
+
+    latents: Tensor
+    recipe: dict[str, Any]
+    checkpoint: str
+    output: Path
+    metadata: bool
 
 
-def save_latents(path: Path, latents: Tensor, recipe: dict[str, Any]) -> None:
-    """Latents [1, C, T, H, W] float32 and the recipe they came from, whole or not at all. Raises OutputError."""
-    part = path.with_name(f".{path.name}.part")
+def save_latents(folder: Path, saved: Saved) -> Path:
+    """Writes a file named like the video into `folder`, whole or not at all, and returns where. No file is replaced.
+
+    Raises OutputError.
+    """
+    path = folder / f"{saved.output.stem[:MAX_LETTERS]}{SUFFIX}"
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    run = {
+        "recipe": saved.recipe,
+        "checkpoint": saved.checkpoint,
+        "output": str(saved.output),
+        "metadata": saved.metadata,
+    }
     try:
-        save_file({"latents": latents.float().cpu().contiguous()}, part, {"recipe": json.dumps(recipe)})
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with leftover(lambda: part.unlink(missing_ok=True)):
+            try:
+                save_file({"latents": saved.latents.float().cpu().contiguous()}, part, {"run": json.dumps(run)})
+                return publish(part, path, overwrite=False)
+            finally:
+                part.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {path}: {error}", "free some space, or give another folder with -o") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def load_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
+def load_latents(path: Path) -> Saved:
     """What `save_latents` wrote. Raises InputError."""
-    hint = "give a file that ends in " + SUFFIX
+    hint = f"give a file that ends in {SUFFIX}"
     if not path.is_file():
         raise InputError(f"{path} is not a file", hint)
     try:
         with safe_open(path, framework="pt") as file:
             latents = file.get_tensor("latents")
-            recipe = json.loads(file.metadata()["recipe"])
+            run = json.loads(file.metadata()["run"])
+        checkpoint, output = str(run["checkpoint"]), Path(run["output"])
+        saved = Saved(latents, dict(run["recipe"]), checkpoint, output, run["metadata"] is True)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold latents that soragen saved", hint) from error
-    if latents.ndim != 5 or not isinstance(recipe, dict) or not bool(torch.isfinite(latents).all()):
+    if latents.dtype != torch.float32 or latents.ndim != 5 or not bool(torch.isfinite(latents).all()):
         raise InputError(f"{path} does not hold latents that soragen saved", hint)
-    return latents, recipe
+    return saved

@@ -9,35 +9,69 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
 
 from soragen.catalog import Checkpoint, checkpoint_folder
 from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.windows import Window, lay_windows
-from soragen.errors import ResourceError
+from soragen.errors import ResourceError, WeightsError
 from soragen.families import load_family
-from soragen.models.device import memory_budget, pick_device
+from soragen.models.device import DTYPES, memory_budget, pick_device, pick_dtype
 from soragen.models.family import Work
+from soragen.models.weights import weight_files
 from soragen.request import Request
 from soragen.size import VideoSize, format_fps
 
-FIXED_BYTES = 500_000_000
-"""Python, torch and its buffers, before any weights; measured by bench/generate.py."""
+PARTS = ("text_encoder", "transformer", "vae")
+FIXED_BYTES = 375_000_000
+"""Python, torch and its buffers, before any weights: measured, as are those of ffmpeg, on two cores."""
+FFMPEG_BYTES, FFMPEG_BYTES_PER_PIXEL = 50_000_000, 170
+"""Of the process that encodes: H.264 looks forty frames ahead."""
+LATENTS_HELD = 8
+"""Copies of a window's latents while it is denoised: noise, known ones, both estimates, the solver's past and next."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the networks run, and in which type each of them."""
+
+    device: torch.device
+    text_encoder: torch.dtype
+    transformer: torch.dtype
+    vae: torch.dtype
 
 
 @dataclass(frozen=True)
 class Plan:
-    """grid: of all frames. windows: what is denoised at once, in order. work: of one window."""
+    """grid: of all frames. windows: what is denoised at once, in order; all of the shape of `window_grid`.
+
+    work: of one window, in float32. weight_bytes: of each network as it is computed with.
+    """
 
     request: Request
     checkpoint: Checkpoint
     folder: Path
+    machine: Machine
     grid: Grid
     windows: tuple[Window, ...]
+    window_grid: Grid
+    latent_channels: int
     work: Work
     weight_bytes: dict[str, int]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int, int]:
+        """[1, C, T, H, W] of the whole video."""
+        return (1, self.latent_channels, *self.grid.latent_shape)
+
+    @property
+    def latent_bytes(self) -> int:
+        """Of the latents of the whole video, in memory as on disk."""
+        return 4 * math.prod(self.latent_shape)
 
     @property
     def rendered(self) -> VideoSize:
@@ -49,12 +83,6 @@ class Plan:
         sides = (self.rendered.width, self.rendered.height)
         return None if sides == (self.request.size.width, self.request.size.height) else sides
 
-    @cached_property
-    def window_grid(self) -> Grid:
-        """The grid of one window; all windows are of one shape."""
-        frames = self.windows[0].stop - self.windows[0].start
-        return Grid(self.grid.size, self.grid.compression, (frames, *self.grid.latent_shape[1:]))
-
     @property
     def flops(self) -> float:
         """Floating-point operations of all denoising steps."""
@@ -63,44 +91,59 @@ class Plan:
 
     @property
     def peak_bytes(self) -> dict[str, int]:
-        """What each stage holds at most: one network at a time, in float32."""
-        latents = 4 * math.prod(self.grid.latent_shape) * 64
+        """What each stage holds at most: one network at a time. "encode" is ffmpeg's, beside "decode"."""
+        window = self.latent_bytes * self.window_grid.latent_shape[0] // self.grid.latent_shape[0]
+        transformer = self.work.transformer_bytes * self.machine.transformer.itemsize // 4
         return {
             "text": FIXED_BYTES + self.weight_bytes["text_encoder"],
-            "denoise": FIXED_BYTES + self.weight_bytes["transformer"] + self.work.transformer_bytes + latents,
-            "decode": FIXED_BYTES + self.weight_bytes["vae"] + self.work.vae_bytes + latents,
+            "denoise": FIXED_BYTES
+            + self.weight_bytes["transformer"]
+            + transformer
+            + 2 * self.latent_bytes
+            + LATENTS_HELD * window,
+            "decode": FIXED_BYTES
+            + self.weight_bytes["vae"]
+            + self.work.vae_bytes * self.machine.vae.itemsize // 4
+            + self.latent_bytes,
+            "encode": FFMPEG_BYTES + FFMPEG_BYTES_PER_PIXEL * self.request.size.area,
         }
 
     def notes(self) -> list[str]:
         """A line for everything that is not simply as it was asked."""
-        asked, grid, lines = self.request.size, self.grid, []
+        name, asked, grid, lines = self.checkpoint.name, self.request.size, self.grid, []
         if self.scale_from:
             word = "enlarged" if asked.area > self.rendered.area else "reduced"
             lines.append(
-                f"{self.checkpoint.name} renders {self.rendered.width}x{self.rendered.height}, "
+                f"{name} renders {self.rendered.width}x{self.rendered.height}, "
                 f"{word} to {asked.width}x{asked.height} as it is written"
             )
         elif (grid.width, grid.height) != (asked.width, asked.height):
             lines.append(f"rendered at {grid.width}x{grid.height}, cropped to {asked.width}x{asked.height}")
         if grid.num_frames != asked.num_frames:
             lines.append(f"rendered {grid.num_frames} frames, trimmed to {asked.num_frames}")
+        known = self.checkpoint.native.max_num_frames
         if len(self.windows) > 1:
-            frames = grid.compression.num_frames(self.windows[0].stop)
-            lines.append(f"longer than {frames} frames: {len(self.windows)} windows, each continuing the one before")
+            lines.append(
+                f"longer than {self.window_grid.num_frames} frames: {len(self.windows)} windows, "
+                "each continuing the one before"
+            )
+        elif asked.num_frames > known:
+            lines.append(f"{name} was trained on at most {known} frames; more of them at once may repeat or drift")
         return lines
 
     def lines(self) -> list[str]:
         """The plan for people."""
         t, h, w = self.window_grid.token_shape
-        peak = self.peak_bytes
+        machine = self.machine
         return [
             f"model     {self.checkpoint.name} ({self.folder})",
+            f"machine   {machine.device}, {str(machine.transformer).removeprefix('torch.')}",
             f"video     {self.request.size}",
             f"grid      {t} x {h} x {w} = {self.window_grid.num_tokens} tokens"
             + (f" in each of {len(self.windows)} windows" if len(self.windows) > 1 else ""),
             f"steps     {self.request.num_steps}, guidance {self.request.guidance_scale:g}, seed {self.request.seed}",
             f"work      {self.flops / 1e12:.2f} TFLOP to denoise",
-            "memory    " + ", ".join(f"{stage} {size / 1e9:.2f} GB" for stage, size in peak.items()),
+            "memory    " + ", ".join(f"{stage} {size / 1e9:.2f} GB" for stage, size in self.peak_bytes.items()),
             *(f"note      {line}" for line in self.notes()),
         ]
 
@@ -108,6 +151,8 @@ class Plan:
         """The plan for programs."""
         return {
             "request": self.request.to_dict(),
+            "device": str(self.machine.device),
+            "dtype": str(self.machine.transformer).removeprefix("torch."),
             "rendered": {"width": self.grid.width, "height": self.grid.height, "num_frames": self.grid.num_frames},
             "fps": format_fps(self.grid.fps),
             "grid": list(self.window_grid.token_shape),
@@ -119,38 +164,64 @@ class Plan:
         }
 
 
-def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = None) -> Plan:
+def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None) -> Plan:
     """The plan, or the one line that says why there is none. Raises WeightsError, InputError, ResourceError."""
     folder, family = checkpoint_folder(checkpoint), load_family(checkpoint.family)
-    compression = family.compression(folder)
-    grid = lay_grid(_rendered_size(request.size, checkpoint), compression)
-    latent_frames = grid.latent_shape[0]
-    length = compression.latent_frames(checkpoint.native.max_num_frames)
-    if checkpoint.abilities.any_frames and latent_frames > length:
-        windows = lay_windows(latent_frames, length, max(1, length // 3))
-    else:
-        windows = (Window(0, latent_frames, 0),)
-    weight_bytes = {part: 2 * _file_bytes(folder / part) for part in ("text_encoder", "transformer", "vae")}
-    plan = Plan(request, checkpoint, folder, grid, windows, family.work(folder, grid), weight_bytes)
-    plan = Plan(request, checkpoint, folder, grid, windows, family.work(folder, plan.window_grid), weight_bytes)
-    _refuse_if_too_large(plan, device)
+    machine = pick_machine(checkpoint, device, dtype)
+    grid = lay_grid(_rendered_size(request.size, checkpoint), family.compression(folder))
+    windows = _lay_windows(checkpoint, grid)
+    window_grid = Grid(grid.size, grid.compression, (windows[0].stop, *grid.latent_shape[1:]))
+    plan = Plan(
+        request=request,
+        checkpoint=checkpoint,
+        folder=folder,
+        machine=machine,
+        grid=grid,
+        windows=windows,
+        window_grid=window_grid,
+        latent_channels=family.latent_channels(folder),
+        work=family.work(folder, window_grid),
+        weight_bytes={part: _num_weights(folder / part) * getattr(machine, part).itemsize for part in PARTS},
+    )
+    _refuse_if_too_large(plan)
     return plan
+
+
+def pick_machine(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> Machine:
+    """Where this checkpoint runs, as asked or as is best. Raises InputError."""
+    where = pick_device(device)
+    text_encoder, transformer, vae = (
+        pick_dtype(dtype, where, (DTYPES[getattr(checkpoint.dtypes, part)],)) for part in PARTS
+    )
+    return Machine(where, text_encoder, transformer, vae)
+
+
+def _lay_windows(checkpoint: Checkpoint, grid: Grid) -> tuple[Window, ...]:
+    """One window where all frames fit, or where the checkpoint cannot be given the frames of the window before."""
+    num_latents = grid.latent_shape[0]
+    length = grid.compression.latent_frames(checkpoint.native.max_num_frames)
+    if not checkpoint.abilities.any_frames or length < 2:
+        return (Window(0, num_latents, 0),)
+    return lay_windows(num_latents, length, max(1, length // 3))
 
 
 def _rendered_size(size: VideoSize, checkpoint: Checkpoint) -> VideoSize:
     """The size asked for where its area is one the checkpoint knows, otherwise the same aspect at the native area."""
     native = checkpoint.native
-    area = native.width * native.height
-    if area / native.max_area <= size.area <= area * native.max_area:
+    if native.knows_area(size.area):
         return size
-    factor = math.sqrt(area / size.area)
+    factor = math.sqrt(native.width * native.height / size.area)
     sides = (max(2, round(size.width * factor)), max(2, round(size.height * factor)))
     return VideoSize(*sides, size.num_frames, size.fps)
 
 
-def _refuse_if_too_large(plan: Plan, device: str | None) -> None:
-    stage, needed = max(plan.peak_bytes.items(), key=lambda item: item[1])
-    available = memory_budget(pick_device(device)).available
+def _refuse_if_too_large(plan: Plan) -> None:
+    peaks, device = plan.peak_bytes, plan.machine.device
+    encode = peaks.pop("encode")
+    if device.type != "cuda":  # on a card of its own, memory is not shared with ffmpeg
+        peaks["decode"] += encode
+    stage, needed = max(peaks.items(), key=lambda item: item[1])
+    available = memory_budget(device).available
     if needed > available:
         raise ResourceError(
             f"{stage} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
@@ -158,5 +229,13 @@ def _refuse_if_too_large(plan: Plan, device: str | None) -> None:
         )
 
 
-def _file_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def _num_weights(folder: Path) -> int:
+    """Numbers in a network's files, from their headers. Raises WeightsError."""
+    total = 0
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is not a whole safetensors file ({error})", "fetch it again") from error
+    return total

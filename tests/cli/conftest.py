@@ -20,6 +20,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("SORAGEN_WEIGHTS", raising=False)
+    monkeypatch.setenv("SORAGEN_MODELS", str(tmp_path / "models"))
 
     def run(*arguments: str, stdin: bytes = b"") -> Ended:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
@@ -34,7 +35,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 def fake_run(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     """soragen.pipeline.run replaced by a fake; the plan too."""
     run, plan = FakeRun(), ModuleType("soragen.pipeline.plan")
-    vars(plan)["make_plan"] = lambda request, checkpoint, device: SimpleNamespace(
+    vars(plan)["make_plan"] = lambda request, checkpoint, device, dtype: SimpleNamespace(
         to_dict=lambda: {"size": str(request.size), "checkpoint": checkpoint.name, "device": device},
         lines=lambda: [f"plan: {request.size}", f"device: {device}"],
     )

@@ -24,11 +24,14 @@ def test_version(cli: Cli) -> None:
 def test_models(cli: Cli) -> None:
     table = cli("models", "list").out.splitlines()
     assert table[0].split()[:2] == ["name", "family"] and table[1].startswith("pocket")
-    assert [model["name"] for model in json.loads(cli("models", "list", "--json").out)] == ["pocket"]
+    models = json.loads(cli("models", "list", "--json").out)
+    assert [(model["name"], model["here"]) for model in models[:2]] == [("pocket", True), ("wan2.1-t2v-1.3b", False)]
     shown = cli("models", "info", "pocket").out
     assert "licence.id" in shown and "Apache-2.0" in shown and "\nnative.seconds" in shown
     values = json.loads(cli("models", "info", "pocket", "--json").out)
     assert values["native"]["fps"] == 12 and values["abilities"]["text"] is True
+    shown = cli("models", "info", "wan2.2-ti2v-5b").out
+    assert "parts.text_encoder.licence.id" in shown and "licence.territory" in shown and "licence.commercial" in shown
 
 
 def test_info_shows_the_recipe(cli: Cli, tmp_path: Path) -> None:

@@ -153,3 +153,15 @@ def test_a_new_network_is_the_linear_guess() -> None:
     with torch.inference_mode():
         clean = network.bind(context(), grid)(latents, NoiseLevel(1 - sigma, sigma, 1000 * sigma))
     torch.testing.assert_close(clean, latents * (1 - sigma) / ((1 - sigma) ** 2 + sigma**2))
+
+
+def test_it_also_computes_in_16_bits(transformer: PocketTransformer) -> None:
+    grid = lay_grid(VideoSize(32, 32, 5, Fraction(12)), COMPRESSION)
+    half = PocketTransformer(transformer.config).bfloat16()
+    half.load_state_dict(transformer.state_dict())
+    half.latent_std.data = transformer.latent_std.data
+    latents, level = torch.randn(1, 6, *grid.latent_shape), NoiseLevel(0.3, 0.7, 700.0)
+    with torch.inference_mode():
+        exact, rounded = transformer.bind(context(), grid)(latents, level), half.bind(context(), grid)(latents, level)
+    assert rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.03

@@ -236,10 +236,11 @@ class PocketTransformer(nn.Module):
         skip = (1 - noise) * spread**2 / total**2
         gain = noise * spread / total
 
-        x = patchify(latents / total, (1, p, p)).unflatten(1, (t, h * w))  # [B, t, S, C*p*p]
-        x = self.patch_in(x) + self.position(positions.absolute).view(1, t, h * w, -1)
+        dtype = self.patch_in.weight.dtype  # that of the matrices; noise levels and latents are float32
+        x = patchify((latents / total).to(dtype), (1, p, p)).unflatten(1, (t, h * w))  # [B, t, S, C*p*p]
+        x = self.patch_in(x) + self.position(positions.absolute.to(dtype)).view(1, t, h * w, -1)
 
-        condition = self.time2(F.silu(self.time1(sinusoid(sigma)))) + summary[:, None]  # [B, t, D]
+        condition = self.time2(F.silu(self.time1(sinusoid(sigma).to(dtype)))) + summary[:, None]  # [B, t, D]
         condition = F.silu(condition)[:, :, None]  #                     [B, t, 1, D]
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
         attend = mask[:, None, None]  #                                  [B, 1, 1, L]
@@ -254,13 +255,11 @@ class PocketTransformer(nn.Module):
     @torch.inference_mode()
     def bind(self, context: Context, grid: Grid) -> Denoiser:
         """The denoiser of one prompt on one grid (`soragen.models.family.Transformer`)."""
-        embeddings, text_mask = (
-            context.embeddings[None].to(self.latent_std),
-            context.mask[None].to(self.latent_std.device),
-        )
+        embeddings = context.embeddings[None].to(self.patch_in.weight)
+        text_mask = context.mask[None].to(embeddings.device)
         words, summary = self.read(embeddings), self.summarise(embeddings, text_mask)
         seconds = grid.compression.stride[0] / float(grid.fps)
-        positions = lay_positions(self.config, grid.token_shape, seconds).to(self.latent_std.device)
+        positions = lay_positions(self.config, grid.token_shape, seconds).to(embeddings.device)
 
         def denoise(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
             sigma = torch.full((1, latents.shape[2]), level.sigma, device=latents.device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from soragen.errors import WeightsError
 from soragen.models.weights import load_module, read_json
+from soragen.models.t5 import embedding
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -96,7 +97,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden_size))
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False)
-        self.position_embedding = nn.Embedding(config.num_tokens, config.hidden_size)
+        self.position_embedding = embedding(config.num_tokens, config.hidden_size)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patch_embedding(images).flatten(2).mT  #           [B, L - 1, D]

@@ -1,0 +1,80 @@
+"""The measuring works: every column is filled, memory is that of the right process, the page keeps its prose."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+if sys.platform != "linux":
+    pytest.skip("peaks of memory are read as Linux keeps them", allow_module_level=True)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return importlib.import_module("watch")
+
+
+def test_quick_run_fills_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "bench.md"
+    shutil.copyfile(ROOT / "docs" / "bench.md", page)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    script = [sys.executable, str(ROOT / "bench/generate.py"), "--quick", "--threads", "1", "--write", str(page)]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert done.stdout.strip() in text
+
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
+    videos = [row for row in rows if row[0] == "64x64, 5 frame(s)" and row[1] in ("cold", "cached")]
+    assert len(videos) == 2
+    for row in videos:
+        wall, *stages, memory, planned, ffmpeg = map(float, row[2:])
+        assert wall == pytest.approx(sum(stages), abs=0.05) and len(stages) == 6 and min(stages[1:]) >= 0
+        assert memory > 100 and planned > 100 and ffmpeg > 0
+    limits = {row[0]: row[1:] for row in rows if row[-1] in ("yes", "**no**")}
+    assert len(limits) == 3
+    assert all((float(found) <= float(most)) == (holds == "yes") for found, most, holds in limits.values())
+
+    assert platform.node() not in done.stdout and str(ROOT) not in done.stdout and str(tmp_path) not in done.stdout
+
+
+def test_page_keeps_its_prose(watch: ModuleType, tmp_path: Path) -> None:
+    generate, page = importlib.import_module("generate"), tmp_path / "bench.md"
+    shutil.copyfile(ROOT / "docs" / "bench.md", page)
+    before, after = (re.split(r"<!-- bench: \w+ -->", page.read_text(encoding="utf-8"))[n] for n in (0, 2))
+    for tables in ("| the first |", "| the second |"):
+        generate.write(page, tables)
+    first, tables, last = re.split(r"<!-- bench: \w+ -->", page.read_text(encoding="utf-8"))
+    assert (first, tables.strip(), last) == (before, "| the second |", after)
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        generate.write(page, "")
+    assert page.read_text() == "no marks"
+
+
+def test_memory_is_told_apart(watch: ModuleType) -> None:
+    alone = watch.run(["-c", "b = b'x' * 60_000_000; import time; time.sleep(0.1)"], {})
+    assert 60e6 < alone.memory < 160e6 and alone.ffmpeg == 0
+    child = "import os; os.execvp('dd', ['dd', 'if=/dev/zero', 'of=/dev/null', 'bs=90M', 'count=200'])"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], stderr=subprocess.DEVNULL)"
+    both = watch.run(["-c", parent], {})
+    assert both.ffmpeg > 80e6 > both.memory > 0
+
+
+def test_a_process_that_fails_ends_the_bench(watch: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="ended with 3:\nno such thing"):
+        watch.run(["-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"], {})
+    refused = watch.run(["-c", "import sys; sys.exit(2)"], {}, may_fail=True)
+    assert refused.code == 2
