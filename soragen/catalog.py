@@ -1,8 +1,9 @@
 """The checkpoints soragen knows: weights.toml of the package, then the user's own, as frozen `Checkpoint`s. No torch.
 
 A table of weights.toml has the fields of `Checkpoint`, name for name; a key that is none of them is an error that names
-it and the file. A folder in the published layout is a checkpoint too: `find` reads its class names and takes the rest
-from the table whose `transformer_class` it is.
+it and the file. `like` names another table whose values hold where the own ones say nothing; `licence` may name a table
+below [licences]. A folder in the published layout is a checkpoint too: `find` reads its config files and takes the rest
+from the table that they fit.
 """
 
 from __future__ import annotations
@@ -10,32 +11,26 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import json
+import math
 import os
+import re
 import sys
-import tomllib
-import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from soragen.errors import InputError, WeightsError
+from soragen.installed import File as File  # a part of `Checkpoint`
+from soragen.installed import absent_files, model_folder, read_record
+from soragen.layout import compare, read_json, transformer_class_of
+from soragen.tables import Table, build, check_keys, merge, read_toml
 
 EMBEDDED = "embedded"
 SCHEDULES = ("flow", "flow_shifted_twice", "flow_truncated", "flow_dynamic", "linear_quadratic")
 SOLVERS = ("euler", "unipc")
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class File:
-    """One file of a checkpoint, by its path inside the folder. size: bytes. sha256: 64 hexadecimal digits."""
-
-    path: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -50,10 +45,20 @@ class Licence:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A network of a checkpoint that others published, under terms of its own. folder: where it is, as text_encoder."""
+
+    folder: str
+    description: str
+    licence: Licence
+
+
+@dataclass(frozen=True)
 class Native:
     """What the checkpoint was trained on.
 
-    max_area: the largest area one grid makes sense of, as a multiple of width x height.
+    min_area, max_area: the smallest and largest area one grid makes sense of, as multiples of width x height; without a
+    min_area it is 1 / max_area.
     max_num_frames: the longest clip it was trained on; longer ones are made in windows.
     """
 
@@ -63,6 +68,12 @@ class Native:
     fps: Fraction
     max_area: float
     max_num_frames: int
+    min_area: float = 0.0
+
+    def knows_area(self, area: float) -> bool:
+        """Whether frames of `area` pixels are rendered as they are."""
+        native = self.width * self.height
+        return native * (self.min_area or 1 / self.max_area) <= area <= native * self.max_area
 
     @property
     def seconds(self) -> Fraction:
@@ -71,31 +82,58 @@ class Native:
 
 
 @dataclass(frozen=True)
+class ShiftAt:
+    """The shift for a size, "832x480"."""
+
+    size: str
+    shift: float
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.size):
+            raise InputError(f"a shift is given for the size {self.size!r}", 'write it as "832x480"')
+
+    def distance(self, area: float) -> float:
+        """How far `area` is from this size's, as a ratio; 0 when they are equal."""
+        width, _, height = self.size.partition("x")
+        return abs(math.log(area / (int(width) * int(height))))
+
+
+@dataclass(frozen=True)
 class Defaults:
-    """What is used where the user asked for nothing. width and height may differ from the native grid."""
+    """What is used where the user asked for nothing. width and height may differ from the native grid.
+
+    shifts: for checkpoints whose shift depends on the size; the one nearest in area holds, and `shift` where there are
+    none. low_noise_guidance_scale: of the second transformer of two, 0 where it is `guidance_scale`.
+    """
 
     width: int
     height: int
     num_steps: int
     guidance_scale: float
     shift: float
-    schedule: str
-    solver: str
+    schedule: str = field(metadata={"choices": SCHEDULES})
+    solver: str = field(metadata={"choices": SOLVERS})
     negative_prompt: str
+    shifts: tuple[ShiftAt, ...] = ()
+    low_noise_guidance_scale: float = 0.0
+
+    def shift_for(self, width: int, height: int) -> float:
+        nearest = min(self.shifts, key=lambda at: at.distance(width * height), default=None)
+        return self.shift if nearest is None else nearest.shift
 
 
 @dataclass(frozen=True)
 class Dtypes:
     """The type each network computes in on an accelerator."""
 
-    text_encoder: str
-    transformer: str
-    vae: str
+    text_encoder: str = field(metadata={"choices": DTYPES})
+    transformer: str = field(metadata={"choices": DTYPES})
+    vae: str = field(metadata={"choices": DTYPES})
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """What the checkpoint was trained to take: a prompt, a given first or last frame, any given frames."""
+    """What the checkpoint was trained to take: a prompt alone, a given first or last frame, any given frames."""
 
     text: bool
     first_frame: bool
@@ -107,6 +145,10 @@ class Abilities:
 class Checkpoint:
     """source: "embedded", a hub repository "owner/name", or the absolute path of a folder. revision: of the repository.
 
+    parts: those with a licence of their own.
+    signature: values of config files that tell the checkpoint from others with the same transformer_class, by component
+    and key: "transformer.num_layers".
+    download_bytes: about, where `files` does not say.
     files: empty when they are not known in advance (a folder of the user's own).
     """
 
@@ -121,11 +163,25 @@ class Checkpoint:
     dtypes: Dtypes
     abilities: Abilities
     revision: str = ""
+    parts: tuple[Part, ...] = ()
+    signature: dict[str, Any] = field(default_factory=dict)
+    download_bytes: int = 0
     files: tuple[File, ...] = ()
 
     @property
+    def is_hub(self) -> bool:
+        """Whether it comes from a hub: `soragen models pull` puts it on this machine."""
+        return self.source != EMBEDDED and not Path(self.source).expanduser().is_absolute()
+
+    @property
     def num_bytes(self) -> int:
-        return sum(file.size for file in self.files)
+        """The size of all files; about, before they are known; 0 when not even that is known."""
+        return sum(file.size for file in self.files) or self.download_bytes
+
+    @property
+    def licences(self) -> dict[str, Licence]:
+        """All licences by what they cover; the checkpoint's own under its name."""
+        return {self.name: self.licence, **{f"{part.folder} ({part.description})": part.licence for part in self.parts}}
 
     @property
     def digest(self) -> str:
@@ -136,12 +192,51 @@ class Checkpoint:
 
 def catalog() -> dict[str, Checkpoint]:
     """Every known checkpoint by name, in the order of the files. Raises InputError for a file with a mistake in it."""
+    return {name: _checkpoint(name, values, name) for name, values in _tables().items()}
+
+
+def _tables() -> dict[str, Table]:
+    """The tables of all checkpoints, the user's laid over the package's, with `like` and names of licences resolved."""
     tables = _read_tables(packaged_catalog())
     own = user_catalog()
     if own.is_file() or "SORAGEN_WEIGHTS" in os.environ:
         for name, values in _read_tables(own).items():
-            tables[name] = _merge(tables.get(name, {}), values)
-    return {name: _build(Checkpoint, {"name": name, **values}, name) for name, values in tables.items()}
+            tables[name] = merge(tables.get(name, {}), values)
+    licences = tables.pop("licences", {})
+    return {name: _with_licences(_inherited(name, tables), licences, name) for name in tables}
+
+
+def _inherited(name: str, tables: dict[str, Table], below: tuple[str, ...] = ()) -> Table:
+    values = dict(tables[name])
+    like = values.pop("like", None)
+    if like is None:
+        return values
+    if like not in tables or like in (name, *below):
+        raise InputError(f"[{name}] is to be like {like!r}", f"name another model: {', '.join(tables)}")
+    above = {key: value for key, value in _inherited(like, tables, (name, *below)).items() if key not in OF_ONE}
+    return merge(above, values)
+
+
+OF_ONE = ("revision", "files", "download_bytes")
+"""What holds for one repository, and not for a checkpoint that is like it."""
+
+
+def _with_licences(values: Table, licences: Table, where: str) -> Table:
+    """`values` with the licences that are named replaced by what [licences] says of them."""
+
+    def licence(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in licences:
+            raise InputError(f"licence of {where} is {value!r}", f"known: {', '.join(licences)}; or write a table")
+        return licences[value]
+
+    parts = {
+        part: {**facts, "licence": licence(facts["licence"])} if "licence" in facts else facts
+        for part, facts in values.get("parts", {}).items()
+    }
+    named = {"licence": licence(values["licence"])} if "licence" in values else {}
+    return {**values, **named, "parts": parts}
 
 
 def packaged_catalog() -> Path:
@@ -169,10 +264,10 @@ def find(name_or_path: str) -> Checkpoint:
     """The checkpoint of that name, or the one in that folder. Raises InputError, with the nearest names."""
     known = catalog()
     if name_or_path in known:
-        return known[name_or_path]
+        return _with_recorded_files(known[name_or_path])
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        return _from_folder(folder.resolve(), known)
+        return _from_folder(folder.resolve())
     if folder.exists():
         raise InputError(f"model {name_or_path!r} is a file", "give the folder that holds transformer/ and vae/")
     nearest = difflib.get_close_matches(name_or_path.lower(), known, n=3, cutoff=0.5)
@@ -182,18 +277,33 @@ def find(name_or_path: str) -> Checkpoint:
 
 def checkpoint_folder(checkpoint: Checkpoint) -> Path:
     """The folder with the checkpoint's files. Raises WeightsError when it is not on this machine."""
+    if checkpoint.is_hub:
+        folder = model_folder(checkpoint.name)
+        record = read_record(folder)
+        whole = record is not None and record.complete and not absent_files(folder, record.files)
+        if not whole:
+            state = "not on this machine" if record is None else "only partly on this machine"
+            size = f" ({checkpoint.num_bytes / 1e9:.1f} GB)" if checkpoint.num_bytes else ""
+            raise WeightsError(f"{checkpoint.name} is {state}", f"soragen models pull {checkpoint.name}{size}")
+        return folder
     if checkpoint.source == EMBEDDED:
         folder = Path(str(resources.files("soragen"))) / "checkpoints" / checkpoint.name
-    elif Path(checkpoint.source).expanduser().is_absolute():
-        folder = Path(checkpoint.source).expanduser()
     else:
-        raise WeightsError(
-            f"{checkpoint.name} ({checkpoint.source}) is not on this machine",
-            "download the repository yourself and give its folder: --model PATH",
-        )
+        folder = Path(checkpoint.source).expanduser()
     if not folder.is_dir():
-        raise WeightsError(f"the folder of {checkpoint.name} is missing: {folder}", "install soragen again")
+        hint = "install soragen again" if checkpoint.source == EMBEDDED else "correct its source in your weights.toml"
+        raise WeightsError(f"the folder of {checkpoint.name} is missing: {folder}", hint)
     return folder
+
+
+def _with_recorded_files(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the files that were pulled or added, where the catalog lists none."""
+    if checkpoint.files or not checkpoint.is_hub:
+        return checkpoint
+    record = read_record(model_folder(checkpoint.name))
+    if record is None or not record.complete:
+        return checkpoint
+    return dataclasses.replace(checkpoint, revision=record.revision, files=record.files)
 
 
 def measure_files(folder: Path) -> tuple[File, ...]:
@@ -206,121 +316,46 @@ def measure_files(folder: Path) -> tuple[File, ...]:
     return tuple(sorted(files, key=lambda file: file.path))
 
 
-def _from_folder(folder: Path, known: dict[str, Checkpoint]) -> Checkpoint:
+def _from_folder(folder: Path) -> Checkpoint:
     """A checkpoint from a folder: soragen.json, if there, changes single values as a user's table would."""
-    transformer_class = _transformer_class(folder)
-    for checkpoint in known.values():
-        if checkpoint.transformer_class == transformer_class:
-            break
-    else:
-        classes = ", ".join(sorted({checkpoint.transformer_class for checkpoint in known.values()}))
-        raise InputError(f"{folder} holds a {transformer_class}, which is not supported", f"supported: {classes}")
-    own = {"source": str(folder), "revision": "", "files": {}, "description": f"{checkpoint.family} in {folder}"}
-    values = _merge(dataclasses.asdict(checkpoint), own)
+    nearest = identify(folder)[0][0]
+    own = {"source": str(folder), "revision": "", "files": {}, "description": f"{nearest.family} in {folder}"}
+    values = merge({key: value for key, value in _tables()[nearest.name].items() if key not in OF_ONE}, own)
     if (extra := folder / "soragen.json").is_file():
-        changes = _read_json(extra)
-        _check_keys(Checkpoint, changes, str(extra))
-        values = _merge(values, changes)
-    return _build(Checkpoint, {**values, "name": folder.name}, str(folder))
+        changes = read_json(extra)
+        check_keys(Checkpoint, changes, str(extra))
+        values = merge(values, changes)
+    return _checkpoint(folder.name, values, str(folder))
 
 
-def _transformer_class(folder: Path) -> str:
-    """`_class_name` of transformer/config.json, or the transformer that model_index.json names."""
-    config, index = folder / "transformer" / "config.json", folder / "model_index.json"
-    found: object = None
-    if config.is_file():
-        found = _read_json(config).get("_class_name")
-    elif index.is_file():
-        part = _read_json(index).get("transformer")
-        found = part[1] if isinstance(part, list) and len(part) == 2 else None
-    if not isinstance(found, str):
-        raise InputError(
-            f"{folder} is not a checkpoint in the published layout",
-            "it needs transformer/config.json with a _class_name",
-        )
-    return found
+def identify(folder: Path) -> tuple[list[Checkpoint], bool]:
+    """The known checkpoints that the config files in `folder` are nearest to, and whether they fit in every value.
+
+    More than one where configs do not tell them apart. Raises InputError where none has the folder's transformer.
+    """
+    transformer_class, known = transformer_class_of(folder), catalog().values()
+    same_class = [checkpoint for checkpoint in known if checkpoint.transformer_class == transformer_class]
+    if not same_class:
+        classes = ", ".join(sorted({checkpoint.transformer_class for checkpoint in known}))
+        raise InputError(f"{folder} holds a {transformer_class}, which is not supported", f"supported: {classes}")
+    ranks = []
+    for checkpoint in same_class:
+        confirmed, denied = compare(folder, checkpoint.signature)
+        ranks.append((not denied, confirmed))
+    best = max(ranks)
+    return [checkpoint for checkpoint, rank in zip(same_class, ranks, strict=True) if rank == best], best[0]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}", "replace the file with the published one") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} does not hold a JSON object", "replace the file with the published one")
-    return values
-
-
-def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}", "correct the file, or remove it") from error
+def _read_tables(path: Path) -> dict[str, Table]:
+    tables = read_toml(path)
     for name, values in tables.items():
-        _check_keys(Checkpoint, values, f"[{name}] in {path}")
+        if name == "licences":
+            for licence, terms in values.items():
+                check_keys(Licence, terms, f"[licences.{licence}] in {path}")
+        else:
+            check_keys(Checkpoint, values, f"[{name}] in {path}", also=("like",))
     return tables
 
 
-def _check_keys(kind: type[Any], values: object, where: str) -> None:
-    """Refuses keys that are not fields of `kind`, here and in the tables below."""
-    if not isinstance(values, dict):
-        raise InputError(f"{where} is not a table", "write it as [name] with keys below it")
-    hints = {key: hint for key, hint in typing.get_type_hints(kind).items() if key != "name"}
-    for key, value in values.items():
-        if key not in hints:
-            nearest = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(hints)}"
-            if isinstance(value, dict):
-                hint += '; a name with a dot in it needs quotes: ["a-1.5"]'
-            raise InputError(f"unknown key {key!r} for {where}", hint)
-        if dataclasses.is_dataclass(hints[key]):
-            _check_keys(typing.cast(type, hints[key]), value, f"{key} of {where}")
-        elif key == "files" and isinstance(value, dict):
-            for path, facts in value.items():
-                _check_keys(File, facts, f"file {path} of {where}")
-
-
-def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` laid over it. Tables are merged, except the list of files, which stands as a whole."""
-    merged = dict(values)
-    for key, change in changes.items():
-        both = isinstance(change, dict) and isinstance(values.get(key), dict) and key != "files"
-        merged[key] = _merge(values[key], change) if both else change
-    return merged
-
-
-T = TypeVar("T")
-
-
-def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """An instance of the dataclass `kind`. Raises InputError for a missing value and for one of the wrong type."""
-    arguments: dict[str, Any] = {}
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.name in values:
-            arguments[field.name] = _value(hints[field.name], field.name, values[field.name], where)
-        elif field.default is dataclasses.MISSING:
-            raise InputError(f"{where} has no {field.name!r} in the list of models", f"add it to {user_catalog()}")
-    return kind(**arguments)
-
-
-CHOICES = {"schedule": SCHEDULES, "solver": SOLVERS, "text_encoder": DTYPES, "transformer": DTYPES, "vae": DTYPES}
-
-
-def _value(hint: Any, key: str, value: Any, where: str) -> Any:
-    if key == "files" and isinstance(value, dict):
-        return tuple(_build(File, {"path": path, **facts}, f"file {path} of {where}") for path, facts in value.items())
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _build(typing.cast(type, hint), value, f"{key} of {where}")
-    if hint is Fraction and isinstance(value, int | str | Fraction):
-        try:
-            value = Fraction(value)
-        except (ValueError, ZeroDivisionError):
-            value = None
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not hint or (hint in (int, float, Fraction) and value <= 0):
-        raise InputError(f"{key} of {where} is {value!r}", f"it must be a {hint.__name__}, numbers above zero")
-    if key in CHOICES and value not in CHOICES[key]:
-        raise InputError(f"{key} of {where} is {value!r}", f"use one of {', '.join(CHOICES[key])}")
-    return value
+def _checkpoint(name: str, values: Table, where: str) -> Checkpoint:
+    return build(Checkpoint, {**values, "name": name}, where, f"add it to {user_catalog()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,9 +39,15 @@ negative_prompt = "色调艳丽，过曝"
 """
 
 
+PUBLISHED = {
+    "wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.2-ti2v-5b", "wan2.2-t2v-a14b", "ltx-video-0.9.1", "ltx-video-0.9.5",
+}  # fmt: skip
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "weights.toml"
+    monkeypatch.setenv("SORAGEN_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("SORAGEN_WEIGHTS", str(path))
     path.write_text("")
     return path
@@ -60,11 +67,12 @@ def test_native_clip_lasts_from_first_frame_to_last() -> None:
 def test_a_published_model_fits_the_table(own: Path) -> None:
     own.write_text(WAN, encoding="utf-8")
     wan = find("wan-1.3b")
-    assert list(catalog()) == ["pocket", "wan-1.3b"]
+    assert next(iter(catalog())) == "pocket" and list(catalog())[-1] == "wan-1.3b"
     assert (wan.native.fps, wan.native.seconds, wan.defaults.guidance_scale) == (Fraction(16), 5, 5.0)
     assert wan.files == (File("vae/diffusion_pytorch_model.safetensors", 507591892, "00"),)
-    with pytest.raises(WeightsError, match="not on this machine"):
+    with pytest.raises(WeightsError, match="not on this machine") as caught:
         checkpoint_folder(wan)
+    assert caught.value.hint == "soragen models pull wan-1.3b (0.5 GB)"
 
 
 def test_the_user_may_change_one_value(own: Path) -> None:
@@ -89,6 +97,11 @@ def test_the_user_may_change_one_value(own: Path) -> None:
         ("[pocket.native]\nfps = 'fast'", "fps of native of pocket"),
         ("[pocket.defaults]\nsolver = 'magic'", "solver of defaults of pocket is 'magic'"),
         ("[pocket.dtypes]\nvae = 'float8'", "vae of dtypes of pocket is 'float8'"),
+        ("[pocket]\nlike = 'pocket'", "is to be like 'pocket'"),
+        ("[a]\nlike = 'b'\n[b]\nlike = 'a'", "is to be like"),
+        ("[pocket]\nlicence = 'mine'", "licence of pocket is 'mine'"),
+        ("[licences.mine]\ntext = 'x'", "unknown key 'text' for \\[licences.mine\\]"),
+        ("[pocket.defaults.shifts]\nlarge = 3.0", "a shift is given for the size 'large'"),
         ("pocket = 3", "is not a table"),
         ("[pocket", "cannot read .*weights.toml"),
     ],
@@ -110,7 +123,7 @@ def test_without_one_the_package_alone(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.delenv("SORAGEN_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert not user_catalog().exists()
-    assert list(catalog()) == ["pocket"]
+    assert set(catalog()) >= PUBLISHED | {"pocket"}
 
 
 def a_folder(folder: Path, transformer_class: str = "PocketTransformer") -> Path:
@@ -152,6 +165,51 @@ def test_what_is_no_checkpoint_says_why(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model named 'Pockett'") as caught:
         find("Pockett")
     assert "did you mean pocket?" in str(caught.value.hint)
+
+
+def test_every_part_of_every_checkpoint_has_terms_and_a_source() -> None:
+    for checkpoint in catalog().values():
+        for part, licence in checkpoint.licences.items():
+            assert all((licence.id, licence.commercial, licence.territory, licence.output)), part
+            assert licence.url.startswith("https://"), part
+        if checkpoint.is_hub:
+            assert re.fullmatch(r"[\w-]+/[\w.-]+", checkpoint.source)
+            assert re.fullmatch(r"[0-9a-f]{40}|", checkpoint.revision), "a hub takes whole hashes only"
+            assert "text_encoder" in {part.folder for part in checkpoint.parts}
+            assert checkpoint.signature
+
+
+def test_published_values() -> None:
+    """Those that are easily lost on the way: from the authors' own sampling code."""
+    known = catalog()
+    a14b, ti2v, small = known["wan2.2-t2v-a14b"], known["wan2.2-ti2v-5b"], known["wan2.1-t2v-1.3b"]
+    assert (a14b.defaults.shift_for(1280, 720), a14b.defaults.guidance_scale) == (12.0, 4.0)
+    assert (a14b.defaults.low_noise_guidance_scale, a14b.defaults.num_steps) == (3.0, 40)
+    assert (ti2v.native.width, ti2v.native.height, ti2v.native.num_frames, ti2v.native.fps) == (1280, 704, 121, 24)
+    assert (small.native.seconds, small.defaults.shift, small.dtypes.vae) == (5, 8.0, "float32")
+    assert ti2v.defaults.negative_prompt == small.defaults.negative_prompt != ""
+    assert known["ltx-video-0.9.1"].defaults.schedule != known["ltx-video-0.9.5"].defaults.schedule
+    assert known["ltx-video-0.9.1"].licence.commercial.startswith("no")
+
+
+def test_the_shift_is_that_of_the_nearest_size() -> None:
+    defaults = catalog()["wan2.1-t2v-14b"].defaults
+    sides = [(832, 480), (480, 832), (640, 360), (1280, 720), (1920, 1080)]
+    assert [defaults.shift_for(*size) for size in sides] == [3.0, 3.0, 3.0, 5.0, 5.0]
+
+
+def test_areas_that_are_rendered_as_they_are() -> None:
+    native = catalog()["wan2.1-t2v-14b"].native
+    sides = [(640, 360), (832, 480), (1280, 720), (1920, 1080)]
+    assert [native.knows_area(width * height) for width, height in sides] == [False, True, True, False]
+
+
+def test_a_table_may_be_like_another(own: Path) -> None:
+    own.write_text('["mine"]\nlike = "wan2.2-ti2v-5b"\nsource = "/models/mine"\n[mine.defaults]\nnum_steps = 4\n')
+    mine, base = find("mine"), find("wan2.2-ti2v-5b")
+    assert (mine.native, mine.licences["mine"], mine.source) == (base.native, base.licence, "/models/mine")
+    assert (mine.defaults.num_steps, mine.defaults.shift) == (4, base.defaults.shift)
+    assert (mine.revision, mine.download_bytes) == ("", 0)  # those of the other repository
 
 
 def test_names_are_those_of_the_engine() -> None:

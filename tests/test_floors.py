@@ -85,6 +85,15 @@ def test_stands_without_training_and_references(path: Path) -> None:
     assert not forbidden & {imported.split(".")[0] for imported in imports(path)}
 
 
+@pytest.mark.parametrize("path", IN_SORAGEN)
+def test_only_downloads_know_the_network(path: Path) -> None:
+    if module_of(path) in ("soragen.models.hub", "soragen.models.download"):
+        return
+    network = ("urllib.request", "http", "huggingface_hub", "requests", "httpx", "aiohttp", "asyncio")
+    for imported in imports(path):
+        assert not any(within(imported, package) for package in network), imported
+
+
 @pytest.mark.parametrize("path", IN_TRAINING)
 def test_training_uses_the_networks_not_the_pipeline(path: Path) -> None:
     for imported in imports(path):

@@ -7,7 +7,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "rich", "diffusers", "imageio_ffmpeg")
+HEAVY = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "rich",
+    "diffusers",
+    "imageio_ffmpeg",
+    "huggingface_hub",
+)
 SCRIPT = """
 import sys
 from soragen.cli import main

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from soragen.errors import OutputError, ResourceError, SoragenError
+from soragen.errors import InputError, OutputError, ResourceError, SoragenError
 from soragen.pipeline.events import Event, Note, Progress, Stage
 
 SILENCE = 5.0
@@ -74,6 +74,16 @@ def talk(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
         _discard(sys.stderr)
+
+
+def agree(question: str, hint: str) -> None:
+    """Asks on the terminal, once. Raises InputError where nobody can be asked, and when the answer is not yes."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise InputError(f"{question} Nobody is here to answer", hint)
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise InputError("nothing was done: the answer was not yes", hint)
 
 
 def last_words(text: str) -> None:
@@ -186,10 +196,7 @@ class PlainDisplay:
     def _state(self) -> str:
         elapsed = time.monotonic() - self._began
         event = self._progress
-        if event is None or event.total <= 0:
-            words = [self._stage.name]
-        else:
-            words = [f"{event.stage} {event.done}/{event.total}"]
+        words = [self._stage.name if event is None or event.total <= 0 else f"{event.stage} {count(event)}"]
         words.append(f"{elapsed:.0f} s")
         if event is not None and 0 < event.done < event.total:
             words.append(f"about {elapsed * (event.total - event.done) / event.done:.0f} s left")
@@ -232,7 +239,7 @@ class TerminalDisplay:
             self._tasks[event.stage],
             completed=event.done,
             total=event.total or None,
-            count=f"{event.done}/{event.total}",
+            count=count(event),
             about=self._about(event.stage),
         )
 
@@ -251,6 +258,14 @@ class TerminalDisplay:
 
     def _about(self, stage: str) -> str:
         return ", ".join(word for word in (self._details.get(stage, ""), *memory()) if word)
+
+
+def count(event: Progress) -> str:
+    """How far a stage is: 3/20, or 1.2/28.9 GB."""
+    if event.unit != "bytes":
+        return f"{event.done}/{event.total}"
+    scale, unit = (1e9, "GB") if event.total >= 1e9 else (1e6, "MB")
+    return f"{event.done / scale:.1f}/{event.total / scale:.1f} {unit}"
 
 
 def memory() -> list[str]:

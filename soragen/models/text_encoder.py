@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as PublishedTokenizer
 from soragen.errors import InputError, NumericalError, WeightsError
 from soragen.models.embedding_cache import EmbeddingCache, cache_folder, encoder_hash
 from soragen.models.family import Context
+from soragen.models.sentencepiece import tokenizer_file
 from soragen.models.t5 import T5Config, T5Encoder
 from soragen.models.weights import is_finite, load_module
 
@@ -31,15 +32,13 @@ attended: padded to the full length, and the encoder reads the padding as if it 
 
 
 class Tokenizer:
-    """A published `tokenizer.json`. Padding and truncation set in the file are switched off: here both are explicit."""
+    """A published `tokenizer.json`; where that is absent, the `spiece.model` that would lie beside it.
+
+    Padding and truncation set in the file are switched off: here both are explicit.
+    """
 
     def __init__(self, file: Path) -> None:
-        if not file.is_file():
-            raise WeightsError(
-                f"{file} is missing",
-                "a checkpoint needs it in its tokenizer folder; transformers writes it from spiece.model with "
-                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-            )
+        file = tokenizer_file(file)
         try:
             self._published = PublishedTokenizer.from_file(str(file))
         except Exception as error:  # the package raises the bare class
@@ -109,6 +108,7 @@ class PromptEncoder:
         self.device = device
         self.dtype = dtype
         self.padding = padding
+        tokenizer = tokenizer_file(tokenizer)
         self.tokenizer = Tokenizer(tokenizer)
         vocab_size = T5Config.read(folder).vocab_size
         if self.tokenizer.num_tokens > vocab_size:

@@ -18,11 +18,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` parts of the running stage are finished (steps, frames, bytes)."""
+    """`done` of `total` parts of the running stage are finished (steps, frames). unit: "bytes" where they are that."""
 
     stage: str
     done: int
     total: int
+    unit: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soragen.catalog import catalog, find
-from soragen.errors import InputError
+from soragen.catalog import Checkpoint, catalog, checkpoint_folder, find
+from soragen.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     from soragen.pipeline.run import Result
@@ -22,13 +22,27 @@ def models_report() -> list[dict[str, Any]]:
         {
             "name": name,
             "family": checkpoint.family,
-            "size": f"{checkpoint.num_bytes / 1e6:.0f} MB" if checkpoint.files else "",
+            "size": size_of(checkpoint.num_bytes),
+            "here": is_here(checkpoint),
             "source": checkpoint.source,
             "licence": checkpoint.licence.id,
             "description": checkpoint.description,
         }
         for name, checkpoint in catalog().items()
     ]
+
+
+def size_of(num_bytes: int) -> str:
+    """As people say it; "" when it is not known."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB" if num_bytes else ""
+
+
+def is_here(checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint's files are on this machine."""
+    try:
+        return bool(checkpoint_folder(checkpoint))
+    except WeightsError:
+        return False
 
 
 def model_report(name: str) -> dict[str, Any]:
@@ -38,6 +52,8 @@ def model_report(name: str) -> dict[str, Any]:
     assert isinstance(values, dict)
     values["native"]["seconds"] = float(checkpoint.native.seconds)
     values["num_bytes"], values["digest"] = checkpoint.num_bytes, checkpoint.digest
+    values["here"] = is_here(checkpoint)
+    values["parts"] = {part.pop("folder"): part for part in values["parts"]}
     values["files"] = values.pop("files")  # last: they are many
     return values
 

@@ -55,7 +55,7 @@ def resolve(
         seed=secrets.randbelow(2**31) if seed is None else _within("seed", seed, 0, MAX_SEED),
         num_steps=defaults.num_steps if steps is None else _within("steps", steps, 1, MAX_STEPS),
         guidance_scale=defaults.guidance_scale if guidance is None else _within("guidance", guidance, 0.0, 100.0),
-        shift=defaults.shift if shift is None else _within("shift", shift, 0.01, 100.0),
+        shift=defaults.shift_for(video.width, video.height) if shift is None else _within("shift", shift, 0.01, 100.0),
         solver=defaults.solver if solver is None else _solver(solver),
         checkpoint=model,
     )

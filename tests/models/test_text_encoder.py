@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from soragen.errors import InputError, NumericalError, WeightsError
 from soragen.models import embedding_cache
+from soragen.models import sentencepiece as converted
 from soragen.models.embedding_cache import cache_folder, encoder_hash
 from soragen.models.text_encoder import PromptEncoder, Tokenizer, load_t5
 
@@ -68,13 +70,40 @@ def test_bad_tokenizers_are_named(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     with pytest.raises(WeightsError, match=r"tokenizer\.json is missing") as caught:
         Tokenizer(file)
-    assert caught.value.hint and "save_pretrained" in caught.value.hint
+    assert caught.value.hint and "tokenizer.json" in caught.value.hint
     file.write_text("{}")
     with pytest.raises(WeightsError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(file)
     write_tokenizer(file, end="<end>")
     with pytest.raises(WeightsError, match="</s>"):
         Tokenizer(file)
+
+
+def test_without_tokenizer_json_the_sentencepiece_model_is_converted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sentencepiece
+
+    monkeypatch.setenv("SORAGEN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (tmp_path / "text").write_text("".join(f"{PROMPT} at sunset, number {number}\n" for number in range(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(folder / "spiece"), vocab_size=50,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    published = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was used"))
+    for prompt in (PROMPT, "  Ä ½ ﬁne  grass ", ""):
+        assert Tokenizer(folder / "tokenizer.json").encode(prompt, 99) == ([*published.encode(prompt), 1], "")
+    assert sorted(folder.iterdir()) == before  # the checkpoint is as it was
+    with monkeypatch.context() as once:
+        once.setattr(converted, "convert", lambda folder: pytest.fail("converted twice"))
+        assert Tokenizer(folder / "tokenizer.json").pad_id == 0
+    (folder / "spiece.model").write_bytes(b"no model")
+    with pytest.raises(WeightsError, match=r"spiece\.model cannot be converted"):
+        Tokenizer(folder / "tokenizer.json")
 
 
 # Encoding

@@ -1,0 +1,231 @@
+"""A model from a hub onto this machine. Terms, gate and room on the disk are looked at before the first byte."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from soragen.catalog import Checkpoint, catalog, find
+from soragen.errors import InputError, ResourceError, WeightsError
+from soragen.installed import File, Record, absent_files, locked, model_folder, models_folder, read_record, write_record
+from soragen.layout import compare, missing_parts, needed_files
+from soragen.models import hub
+from soragen.models.download import Refused, check_access, download, read_digests, reuse
+from soragen.models.hub import RemoteFile, Repository
+from soragen.pipeline.events import Listener, Note, Progress, Stage
+
+NO_PICKLES = "pickles (.bin, .pth) can run code and are not read"
+SPARE = 2**28
+"""Bytes of the disk that are left free beside the files."""
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What a pull comes to. here: bytes of it that are on the disk already."""
+
+    checkpoint: Checkpoint
+    folder: Path
+    repository: Repository
+    files: tuple[RemoteFile, ...]
+    here: int
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the user agreed to all licences of the model before."""
+        record = read_record(self.folder)
+        ids = {licence.id for licence in self.checkpoint.licences.values()}
+        return record is not None and ids <= set(record.agreed)
+
+    def lines(self) -> list[str]:
+        """The terms and the size, for people."""
+        free = shutil.disk_usage(_existing(self.folder)).free
+        left = self.num_bytes - self.here
+        had = f", {self.here / 1e9:.1f} GB of it here already" if self.here else ""
+        return [
+            *terms(self.checkpoint),
+            f"from      {self.repository.endpoint}/{self.repository.source} at {self.repository.revision}",
+            f"size      {self.num_bytes / 1e9:.1f} GB in {len(self.files)} files{had}",
+            f"to        {self.folder} ({free / 1e9:.1f} GB free, {left / 1e9:.1f} GB needed)",
+        ]
+
+
+def terms(checkpoint: Checkpoint) -> list[str]:
+    """The licence of every part: what may be done with it, where, and with the videos."""
+    lines = [f"model     {checkpoint.name}: {checkpoint.description}"]
+    for part, licence in checkpoint.licences.items():
+        lines += [
+            f"licence   {part}: {licence.id}, {licence.url}",
+            f"          commercial use: {licence.commercial}; where: {licence.territory}; videos: {licence.output}",
+        ]
+    return lines
+
+
+def plan_pull(name: str, endpoint: str | None = None) -> Pull:
+    """What `pull` is going to do; the hub is asked, nothing is fetched.
+
+    Raises InputError, WeightsError for what may not be had, ResourceError for the disk.
+    """
+    checkpoint = catalog().get(name) or find(name)
+    if not checkpoint.is_hub:
+        raise InputError(f"{name} needs no download", f"it is used with --model {name}")
+    folder = model_folder(checkpoint.name)
+    endpoint = (endpoint or hub.default_endpoint()).rstrip("/")
+    repository = hub.look_up(checkpoint.source, checkpoint.revision, endpoint)
+    files = _remote_files(checkpoint, repository)
+    record = read_record(folder)
+    missing = [file for file in files if _recorded(record, folder, file) is None]
+    here = sum(file.size for file in files) - sum(_bytes_to_come(folder, repository, file) for file in missing)
+    if missing:
+        try:
+            check_access(repository.url(missing[0].path), hub.request_headers(endpoint))
+        except Refused as refused:
+            raise _explained(refused, checkpoint, endpoint, missing[0].path) from refused
+    plan = Pull(checkpoint, folder, repository, files, here)
+    free = shutil.disk_usage(_existing(folder)).free
+    if missing and plan.num_bytes - here + SPARE > free:
+        raise ResourceError(
+            f"{name} needs {(plan.num_bytes - here + SPARE) / 1e9:.1f} GB on the disk of {folder}, "
+            f"{free / 1e9:.1f} GB are free",
+            "make room, or set SORAGEN_MODELS to a folder on another disk",
+        )
+    return plan
+
+
+def pull(plan: Pull, listen: Listener) -> Path:
+    """Fetches what is not there yet and returns the folder. The user has agreed to the terms.
+
+    Files that the shared cache of huggingface_hub or another model here holds are taken from there. Raises
+    WeightsError, ResourceError; what has come stays, and the next pull goes on from it.
+    """
+    folder, total = plan.folder, plan.num_bytes
+    listen(Stage("download", plan.checkpoint.name))
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        listen(Progress("download", done, total, "bytes"))
+
+    with locked(plan.checkpoint.name):
+        before = read_record(folder) or Record(plan.repository.source)
+        kept = {remote.path: file for remote in plan.files if (file := _recorded(before, folder, remote))}
+        record = replace(
+            before,
+            source=plan.repository.source,
+            revision=plan.repository.revision,
+            complete=False,
+            agreed={**_agreement(plan.checkpoint), **before.agreed},
+            files=tuple(kept.values()),
+        )
+        write_record(folder, record)
+        headers = hub.request_headers(plan.repository.endpoint)
+        for remote in plan.files:
+            if remote.path in kept:
+                on_bytes(remote.size)
+                continue
+            target = folder / remote.path
+            file = _found(plan, remote, target, listen)
+            if file is not None:
+                on_bytes(remote.size)
+            else:
+                try:
+                    file = download(plan.repository.url(remote.path), headers, remote, target, on_bytes)
+                except Refused as refused:
+                    raise _explained(refused, plan.checkpoint, plan.repository.endpoint, remote.path) from refused
+            record = replace(record, files=(*record.files, file))
+            write_record(folder, record)
+        _complete(plan.checkpoint, folder, record)
+    return folder
+
+
+def _remote_files(checkpoint: Checkpoint, repository: Repository) -> tuple[RemoteFile, ...]:
+    """What is to be fetched; small files first, so that a refusal comes early."""
+    there = {file.path: file for file in repository.files}
+    if checkpoint.files:
+        there = {file.path: RemoteFile(file.path, file.size, file.sha256) for file in checkpoint.files}
+    wanted = [there[path] for path in needed_files(there)]
+    if not any(file.path.endswith(".safetensors") for file in wanted):
+        raise WeightsError(f"{repository.source} holds no weights in safetensors", NO_PICKLES)
+    return tuple(sorted(wanted, key=lambda file: (file.size > 2**24, file.path)))
+
+
+def _recorded(record: Record | None, folder: Path, remote: RemoteFile) -> File | None:
+    """The file as it was pulled or added before, when it is still there and what the hub has now."""
+    file = next((file for file in (record.files if record else ()) if file.path == remote.path), None)
+    if file is None or file.size != remote.size or absent_files(folder, (file,)):
+        return None
+    same = (
+        file.sha256 == remote.sha256.lower() if remote.sha256 else read_digests(folder / file.path, remote).fits(remote)
+    )
+    return file if same else None
+
+
+def _bytes_to_come(folder: Path, repository: Repository, file: RemoteFile) -> int:
+    """Bytes of a file that are not on this machine, by the look of it."""
+    elsewhere = [folder / file.path, *_elsewhere(folder, repository, file)]
+    if any(path.is_file() and path.stat().st_size == file.size for path in elsewhere):
+        return 0
+    part = folder / f"{file.path}.part"
+    return file.size - (min(part.stat().st_size, file.size) if part.is_file() else 0)
+
+
+def _found(plan: Pull, remote: RemoteFile, target: Path, listen: Listener) -> File | None:
+    """The file with the right content that is on this machine already."""
+    for path in (target, *_elsewhere(plan.folder, plan.repository, remote)):
+        if path.is_file() and path.stat().st_size == remote.size:
+            digests = read_digests(path, remote)
+            if digests.fits(remote) and reuse(path, target):
+                if path != target:
+                    listen(Note(f"{remote.path} is taken from {path}"))
+                return File(remote.path, remote.size, digests.sha256.hexdigest())
+    if target.is_file() or target.is_symlink():
+        target.unlink()  # of another revision, or damaged; what a link leads to stays where it is
+    return None
+
+
+def _elsewhere(own: Path, repository: Repository, remote: RemoteFile) -> Iterator[Path]:
+    """The file in the shared cache, and those of other models here with the same hash: many share a text encoder."""
+    if cached := hub.in_shared_cache(repository.source, remote.path, repository.revision):
+        yield cached
+    models = models_folder()
+    for folder in models.iterdir() if remote.sha256 and models.is_dir() else ():
+        with contextlib.suppress(WeightsError):  # a record that cannot be read is that model's trouble
+            record = read_record(folder) if folder != own else None
+            for file in record.files if record else ():
+                if file.sha256 == remote.sha256.lower():
+                    yield folder / file.path
+
+
+def _complete(checkpoint: Checkpoint, folder: Path, record: Record) -> None:
+    """Marks the model as whole, after a look at its parts: what a repository lacks is no fault of the next stage."""
+    if missing := missing_parts(folder):
+        raise WeightsError(f"the repository of {checkpoint.name} lacks {', '.join(missing)}", "its source may be wrong")
+    if denied := compare(folder, checkpoint.signature)[1]:
+        raise WeightsError(f"{record.source} is not {checkpoint.name}: {'; '.join(denied)}", "its source may be wrong")
+    write_record(folder, replace(record, complete=True))
+
+
+def _agreement(checkpoint: Checkpoint) -> dict[str, str]:
+    today = datetime.now(UTC).date().isoformat()
+    return {licence.id: today for licence in checkpoint.licences.values()}
+
+
+def _explained(refused: Refused, checkpoint: Checkpoint, endpoint: str, path: str) -> WeightsError:
+    if refused.code in (401, 403):
+        return hub.no_access(checkpoint.source, endpoint, refused.code)
+    return WeightsError(
+        f"{endpoint} answered {refused.code} for {path} of {checkpoint.source}", "try another --endpoint"
+    )
+
+
+def _existing(folder: Path) -> Path:
+    """`folder` or the nearest folder above that exists: the disk it will be on."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
