@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soragen.errors import WeightsError
-from soragen.models.weights import load_module, read_json
 from soragen.models.t5 import embedding
+from soragen.models.weights import load_module, read_json
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
