@@ -28,7 +28,9 @@ from soragen.layout import compare, read_json, transformer_class_of
 from soragen.tables import Table, build, check_keys, merge, read_toml
 
 EMBEDDED = "embedded"
-SCHEDULES = ("flow", "flow_shifted_twice", "flow_truncated", "flow_dynamic", "linear_quadratic")
+SHIFTED = ("flow", "flow_shifted_twice", "flow_truncated")
+"""Schedules that take a shift."""
+SCHEDULES = (*SHIFTED, "flow_dynamic", "linear_quadratic", "listed")
 SOLVERS = ("euler", "unipc")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -75,6 +77,15 @@ class Native:
         native = self.width * self.height
         return native * (self.min_area or 1 / self.max_area) <= area <= native * self.max_area
 
+    def rendered(self, width: int, height: int) -> tuple[int, int]:
+        """The sides of what is rendered for a video of these: the same where their area is known, otherwise the same
+        aspect at the native area.
+        """
+        if self.knows_area(width * height):
+            return width, height
+        factor = math.sqrt(self.width * self.height / (width * height))
+        return max(2, round(width * factor)), max(2, round(height * factor))
+
     @property
     def seconds(self) -> Fraction:
         """How long the native clip lasts. Its first frame is the start, so 25 frames at 12 fps are 2 seconds."""
@@ -104,6 +115,7 @@ class Defaults:
 
     shifts: for checkpoints whose shift depends on the size; the one nearest in area holds, and `shift` where there are
     none. low_noise_guidance_scale: of the second transformer of two, 0 where it is `guidance_scale`.
+    timesteps: of a distilled checkpoint whose schedule is "listed", as many as its steps.
     """
 
     width: int
@@ -116,6 +128,14 @@ class Defaults:
     negative_prompt: str
     shifts: tuple[ShiftAt, ...] = ()
     low_noise_guidance_scale: float = 0.0
+    timesteps: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.timesteps) != (self.num_steps if self.schedule == "listed" else 0):
+            raise InputError(
+                f"the schedule {self.schedule!r} of {self.num_steps} steps has {len(self.timesteps)} timesteps",
+                'schedule = "listed" takes one for each of num_steps, other schedules none',
+            )
 
     def shift_for(self, width: int, height: int) -> float:
         nearest = min(self.shifts, key=lambda at: at.distance(width * height), default=None)

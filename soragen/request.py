@@ -19,7 +19,8 @@ RECIPE_VERSION = 1
 class Request:
     """One video to make.
 
-    seed: 0..2**63-1. guidance_scale: 1 means no guidance. shift: of the noise levels (1 = none).
+    seed: 0..2**63-1. guidance_scale: 1 means no guidance; low_noise_guidance_scale: of the second transformer, for low
+    noise, where a checkpoint has two, and else the same. shift: of the noise levels (1 = none).
     checkpoint: a name in weights.toml, or the path of a folder in the published layout.
     """
 
@@ -29,12 +30,19 @@ class Request:
     seed: int
     num_steps: int
     guidance_scale: float
+    low_noise_guidance_scale: float
     shift: float
     solver: str
     checkpoint: str
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative prompt is read, at any step."""
+        return self.guidance_scale != 1 or self.low_noise_guidance_scale != 1
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in the order in which people read them."""
+        low = self.low_noise_guidance_scale
         return {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
@@ -45,6 +53,7 @@ class Request:
             "seed": self.seed,
             "num_steps": self.num_steps,
             "guidance_scale": self.guidance_scale,
+            **({"low_noise_guidance_scale": low} if low != self.guidance_scale else {}),
             "shift": self.shift,
             "solver": self.solver,
             "checkpoint": self.checkpoint,
@@ -63,6 +72,7 @@ class Request:
             seed=int(values["seed"]),
             num_steps=int(values["num_steps"]),
             guidance_scale=float(values["guidance_scale"]),
+            low_noise_guidance_scale=float(values.get("low_noise_guidance_scale", values["guidance_scale"])),
             shift=float(values["shift"]),
             solver=str(values["solver"]),
             checkpoint=str(values["checkpoint"]),

@@ -84,6 +84,10 @@ def _value(field: dataclasses.Field[Any], kind: Any, value: Any, where: str, hin
         return build(typing.cast(type, kind), value, of, hint)
     if typing.get_origin(kind) is dict and isinstance(value, dict):
         return dict(value)
+    if kind == tuple[float, ...] and isinstance(value, list):
+        if not all(type(number) in (int, float) and number > 0 for number in value):
+            raise InputError(f"{of} is {value!r}", "it must be a list of numbers above zero")
+        return tuple(map(float, value))
     if kind is Fraction and isinstance(value, int | str | Fraction):
         try:
             value = Fraction(value)

@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-unt
 
 
 def test_every_script_is_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.sh")} == {"from_list.sh", "seeds.sh"}
+    assert {path.name for path in EXAMPLES.glob("*.sh")} == {"again.sh", "from_list.sh", "poster.sh", "seeds.sh"}
 
 
 def test_from_list(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -57,6 +57,23 @@ def test_from_list_goes_on_after_a_failure(run, tmp_path: Path) -> None:  # type
     done = run("from_list.sh", "list.txt", "videos", "--size", "1x1")
     assert done.returncode == 1
     assert "line 1 failed with exit code 2" in done.stderr and "line 2 failed with exit code 2: -x" in done.stderr
+
+
+def test_again_and_poster(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run("poster.sh", "a yellow duck", "7", "--steps", "1")
+    assert done.stdout.split() == ["poster-1x1.png", "poster-16x9.png", "poster-9x16.png"], done.stderr
+    done = run("again.sh", "poster-16x9.png", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("a-yellow-duck-") and (tmp_path / done.stdout.strip()).is_file()
+
+
+def test_batch(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "batch.jsonl").write_bytes((EXAMPLES / "batch.jsonl").read_bytes())
+    (tmp_path / "run.sh").write_text('soragen batch batch.jsonl -o videos --size 64x64 --frames 5 --steps 1 "$@"\n')
+    done = run(str(tmp_path / "run.sh"))
+    assert done.returncode == 0, done.stderr
+    ball, house = "a-red-ball-bouncing-on-green-grass-at-sunset-1.mp4", "a-white-house-in-the-snow-at-night-3.png"
+    assert done.stdout.split() == [f"videos/{name}" for name in (ball, "cube.mp4", house)]
 
 
 def test_seeds(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from soragen.cli.batch import batch
 from soragen.cli.decode import decode
 from soragen.cli.doctor import doctor
 from soragen.cli.generate import generate
+from soragen.cli.image import image
 from soragen.cli.info import info
 from soragen.cli.models import models
+from soragen.cli.replay import replay
 from soragen.cli.version import print_version
 
 app = typer.Typer(
@@ -22,6 +25,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command()(generate)
+app.command()(image)
+app.command()(batch)
+app.command()(replay)
 app.command()(decode)
 app.command()(info)
 app.add_typer(models)

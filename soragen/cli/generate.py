@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from soragen.cli import options, output
+from soragen.cli.making import make
 
 
 def generate(
@@ -55,35 +55,17 @@ def generate(
             shift=shift,
             solver=solver,
         )
-        if dry_run:
-            from soragen.catalog import find
-            from soragen.pipeline.plan import make_plan
-
-            plan = make_plan(request, find(model), device, dtype)
-            output.json_object(plan.to_dict()) if as_json else output.data("\n".join(plan.lines()))
-            return
-
-        from soragen.pipeline.events import Note
-        from soragen.pipeline.report import result_report
-        from soragen.video.naming import default_output
-
-        path = file if file is not None else default_output(request.prompt, request.seed, Path())
-        if seed is None:
-            talk.listen(Note(f"seed {request.seed}"))
-
-        from soragen.pipeline import run
-
-        result = run.generate(
+        make(
             request,
-            path,
+            file,
+            talk,
+            began=began,
+            say_seed=seed is None,
             device=device,
             dtype=dtype,
-            metadata=not no_metadata,
             overwrite=overwrite,
-            strict_prompt=strict,
-            listen=talk.listen,
+            metadata=not no_metadata,
+            strict=strict,
+            dry_run=dry_run,
+            as_json=as_json,
         )
-    if as_json:
-        output.json_object(result_report(result, time.monotonic() - began))
-    else:
-        output.data(str(result.path))

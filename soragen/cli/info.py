@@ -11,11 +11,11 @@ from soragen.cli import options, output
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A video that soragen made.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A video or picture that soragen made.", show_default=False)],
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show how a video was made, from the recipe inside it."""
+    """Show how a video or picture was made, from the recipe inside it."""
     from soragen.pipeline.report import flat, video_report
 
     report = video_report(file)

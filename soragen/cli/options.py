@@ -28,6 +28,16 @@ Shift = Annotated[
 ]
 Solver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="euler or unipc.")]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="A name from `models list`, or a folder.")]
+OtherPrompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Another prompt than the recipe's.")]
+OtherSeed = Annotated[
+    str | None, typer.Option("--seed", metavar="N", help='Another seed than the recipe\'s; "random" draws one.')
+]
+OtherModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME", help="Another model than the recipe's, or its new folder."),
+]
+Folder = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the videos.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a list that was begun: make what is missing.")]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps. Default: the fastest.")
 ]

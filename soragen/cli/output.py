@@ -229,6 +229,8 @@ class TerminalDisplay:
 
     def stage(self, event: Stage) -> None:
         self._finish()
+        if (before := self._tasks.pop(event.name, None)) is not None:  # one bar a stage, however often it comes
+            self._bars.remove_task(before)
         self._details[event.name] = one_line(event.detail)
         self._tasks[event.name] = self._bars.add_task(event.name, total=None, count="", about=self._about(event.name))
 

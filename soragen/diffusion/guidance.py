@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -21,21 +22,28 @@ class Denoiser(Protocol):
         ...
 
 
-def guided(cond: Denoiser, uncond: Denoiser | None, scale: float) -> Denoiser:
+Scale = float | Callable[[NoiseLevel], float]
+"""How far to push; one number, or another one at each noise level."""
+
+
+def guided(cond: Denoiser, uncond: Denoiser | None, scale: Scale) -> Denoiser:
     """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598): uncond + scale * (cond - uncond), in float32.
 
     The clean estimate is a fixed affine function of the velocity (or noise) at each level, and the weights sum to one,
-    so guiding estimates equals guiding velocities. A scale of 1 is no guidance: `uncond` is never called.
+    so guiding estimates equals guiding velocities. Where the scale is 1 there is no guidance: `uncond` is not called.
     Raises ValueError for another scale without `uncond`.
     """
     if scale == 1:
         return cond
     if uncond is None:
-        raise ValueError(f"guidance of {scale} needs an unconditional denoiser")
+        raise ValueError("guidance needs an unconditional denoiser")
 
     def guided_denoiser(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
+        here = scale(level) if callable(scale) else scale
         towards = cond(latents, level, mask).float()
+        if here == 1:
+            return towards
         away = uncond(latents, level, mask).float()
-        return away + scale * (towards - away)
+        return away + here * (towards - away)
 
     return guided_denoiser

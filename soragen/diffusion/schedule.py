@@ -128,8 +128,13 @@ def listed(timesteps: Sequence[float]) -> Schedule:
     return _levels([timestep / TRAIN_TIMESTEPS for timestep in steps])
 
 
-def make_schedule(kind: str, num_steps: int, shift: float, num_tokens: int) -> Schedule:
-    """The table that weights.toml calls `kind`. Raises InputError for steps or a shift that make none."""
+def make_schedule(
+    kind: str, num_steps: int, shift: float, num_tokens: int, timesteps: Sequence[float] = ()
+) -> Schedule:
+    """The table that weights.toml calls `kind`; timesteps: those of "listed".
+
+    Raises InputError for steps or a shift that make none.
+    """
     match kind:
         case "flow":
             return flow(num_steps, shift)
@@ -141,6 +146,13 @@ def make_schedule(kind: str, num_steps: int, shift: float, num_tokens: int) -> S
             return flow_dynamic(num_steps, num_tokens, DynamicShift())
         case "linear_quadratic":
             return linear_quadratic(num_steps)
+        case "listed":
+            if num_steps != len(timesteps):
+                raise InputError(
+                    f"{num_steps} steps were asked for, this model was distilled to {len(timesteps)}",
+                    f"leave --steps out, or use --steps {len(timesteps)}",
+                )
+            return listed(timesteps)
     raise ValueError(f"no schedule is called {kind!r}")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from soragen.diffusion.grid import Compression, Grid
 from soragen.diffusion.guidance import Denoiser as Denoiser  # part of the contract
+from soragen.diffusion.schedule import NoiseLevel
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ class ImageTransformer(Transformer, Protocol):
     """A transformer whose checkpoint is conditioned on images. It raises InputError when it gets none."""
 
     def bind(self, context: Context, grid: Grid, image: ImageCondition | None = None) -> Denoiser: ...
+
+
+@runtime_checkable
+class ExpertTransformer(Transformer, Protocol):
+    """Two transformers that share the denoising, each with a guidance scale of its own."""
+
+    def is_high(self, level: NoiseLevel) -> bool:
+        """Whether the one for high noise takes the step at this level."""
+        ...
 
 
 class Vae(Protocol):

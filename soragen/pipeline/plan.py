@@ -17,16 +17,20 @@ from safetensors import SafetensorError, safe_open
 
 from soragen.catalog import Checkpoint, checkpoint_folder
 from soragen.diffusion.grid import Grid, lay_grid
+from soragen.diffusion.schedule import Schedule, make_schedule
 from soragen.diffusion.windows import Window, lay_windows
 from soragen.errors import ResourceError, WeightsError
 from soragen.families import load_family
 from soragen.models.device import DTYPES, memory_budget, pick_device, pick_dtype
-from soragen.models.family import Work
+from soragen.models.family import ImageFamily, Work
 from soragen.models.weights import weight_files
+from soragen.pipeline.resolve import needs_image
 from soragen.request import Request
 from soragen.size import VideoSize, format_fps
 
 PARTS = ("text_encoder", "transformer", "vae")
+SECOND_PARTS = {"image_encoder": "text_encoder", "transformer_2": "transformer"}
+"""Parts that only some checkpoints have, and the part that is never in memory together with them."""
 FIXED_BYTES = 375_000_000
 """Python, torch and its buffers, before any weights: measured, as are those of ffmpeg, on two cores."""
 FFMPEG_BYTES, FFMPEG_BYTES_PER_PIXEL = 50_000_000, 170
@@ -49,7 +53,8 @@ class Machine:
 class Plan:
     """grid: of all frames. windows: what is denoised at once, in order; all of the shape of `window_grid`.
 
-    work: of one window, in float32. weight_bytes: of each network as it is computed with.
+    schedule: of one window. work: of one window, in float32. weight_bytes: of each network as it is computed with; of
+    two that take turns in memory, those of the larger.
     """
 
     request: Request
@@ -59,6 +64,7 @@ class Plan:
     grid: Grid
     windows: tuple[Window, ...]
     window_grid: Grid
+    schedule: Schedule
     latent_channels: int
     work: Work
     weight_bytes: dict[str, int]
@@ -86,7 +92,7 @@ class Plan:
     @property
     def flops(self) -> float:
         """Floating-point operations of all denoising steps."""
-        forwards = self.request.num_steps * (2 if self.request.guidance_scale != 1 else 1)
+        forwards = self.request.num_steps * (2 if self.request.is_guided else 1)
         return self.work.transformer_flops * forwards * len(self.windows)
 
     @property
@@ -141,11 +147,15 @@ class Plan:
             f"video     {self.request.size}",
             f"grid      {t} x {h} x {w} = {self.window_grid.num_tokens} tokens"
             + (f" in each of {len(self.windows)} windows" if len(self.windows) > 1 else ""),
-            f"steps     {self.request.num_steps}, guidance {self.request.guidance_scale:g}, seed {self.request.seed}",
+            f"steps     {self.request.num_steps}, guidance {self._guidance()}, seed {self.request.seed}",
             f"work      {self.flops / 1e12:.2f} TFLOP to denoise",
             "memory    " + ", ".join(f"{stage} {size / 1e9:.2f} GB" for stage, size in self.peak_bytes.items()),
             *(f"note      {line}" for line in self.notes()),
         ]
+
+    def _guidance(self) -> str:
+        high, low = self.request.guidance_scale, self.request.low_noise_guidance_scale
+        return f"{high:g}" if high == low else f"{high:g}, then {low:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for programs."""
@@ -166,9 +176,13 @@ class Plan:
 
 def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None) -> Plan:
     """The plan, or the one line that says why there is none. Raises WeightsError, InputError, ResourceError."""
-    folder, family = checkpoint_folder(checkpoint), load_family(checkpoint.family)
+    folder, family, defaults = checkpoint_folder(checkpoint), load_family(checkpoint.family), checkpoint.defaults
+    if isinstance(family, ImageFamily) and family.takes_images(folder):
+        raise needs_image(checkpoint)
     machine = pick_machine(checkpoint, device, dtype)
-    grid = lay_grid(_rendered_size(request.size, checkpoint), family.compression(folder))
+    size = request.size
+    rendered = VideoSize(*checkpoint.native.rendered(size.width, size.height), size.num_frames, size.fps)
+    grid = lay_grid(rendered, family.compression(folder))
     windows = _lay_windows(checkpoint, grid)
     window_grid = Grid(grid.size, grid.compression, (windows[0].stop, *grid.latent_shape[1:]))
     plan = Plan(
@@ -179,9 +193,12 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
         grid=grid,
         windows=windows,
         window_grid=window_grid,
+        schedule=make_schedule(
+            defaults.schedule, request.num_steps, request.shift, window_grid.num_tokens, defaults.timesteps
+        ),
         latent_channels=family.latent_channels(folder),
         work=family.work(folder, window_grid),
-        weight_bytes={part: _num_weights(folder / part) * getattr(machine, part).itemsize for part in PARTS},
+        weight_bytes=weigh(folder, machine),
     )
     _refuse_if_too_large(plan)
     return plan
@@ -205,16 +222,6 @@ def _lay_windows(checkpoint: Checkpoint, grid: Grid) -> tuple[Window, ...]:
     return lay_windows(num_latents, length, max(1, length // 3))
 
 
-def _rendered_size(size: VideoSize, checkpoint: Checkpoint) -> VideoSize:
-    """The size asked for where its area is one the checkpoint knows, otherwise the same aspect at the native area."""
-    native = checkpoint.native
-    if native.knows_area(size.area):
-        return size
-    factor = math.sqrt(native.width * native.height / size.area)
-    sides = (max(2, round(size.width * factor)), max(2, round(size.height * factor)))
-    return VideoSize(*sides, size.num_frames, size.fps)
-
-
 def _refuse_if_too_large(plan: Plan) -> None:
     peaks, device = plan.peak_bytes, plan.machine.device
     encode = peaks.pop("encode")
@@ -227,6 +234,15 @@ def _refuse_if_too_large(plan: Plan) -> None:
             f"{stage} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
             "ask for a smaller --size or fewer --seconds",
         )
+
+
+def weigh(folder: Path, machine: Machine) -> dict[str, int]:
+    """`Plan.weight_bytes` of the checkpoint in `folder`, from the headers of its files. Raises WeightsError."""
+    weights = {part: _num_weights(folder / part) for part in PARTS}
+    for second, part in SECOND_PARTS.items():
+        if (folder / second).is_dir():
+            weights[part] = max(weights[part], _num_weights(folder / second))
+    return {part: weights[part] * getattr(machine, part).itemsize for part in PARTS}
 
 
 def _num_weights(folder: Path) -> int:

@@ -59,7 +59,7 @@ def model_report(name: str) -> dict[str, Any]:
 
 
 def video_report(path: Path) -> dict[str, Any]:
-    """The recipe inside a video, and the facts of its file. Raises InputError, also for a video without a recipe."""
+    """The recipe inside a video or picture, and the facts of its file. Raises InputError, also where there is none."""
     from soragen.video.facts import video_facts
     from soragen.video.recipe import read_recipe
 
@@ -68,6 +68,8 @@ def video_report(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no recipe", "only videos made by soragen, without --no-metadata, have one")
     facts = video_facts(path)
     file = {"path": str(path), "bytes": path.stat().st_size, **_plain(dataclasses.asdict(facts))}
+    if facts.container.endswith("_pipe"):  # a picture, which does not last
+        return {"recipe": recipe, "file": {key: value for key, value in file.items() if not key.endswith("fps")}}
     return {"recipe": recipe, "file": {**file, "seconds": float(facts.seconds)}}
 
 

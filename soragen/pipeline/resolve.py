@@ -12,7 +12,7 @@ import unicodedata
 from fractions import Fraction
 from typing import TypeVar
 
-from soragen.catalog import SOLVERS, Native, find
+from soragen.catalog import SHIFTED, SOLVERS, Checkpoint, Native, catalog, find
 from soragen.errors import InputError
 from soragen.pipeline.events import Listener, Note
 from soragen.request import Request
@@ -39,25 +39,49 @@ def resolve(
     guidance: float | None = None,
     shift: float | None = None,
     solver: str | None = None,
+    odd_sides: bool = False,
+    typed: bool = True,
 ) -> Request:
-    """The request with every default of the model filled in. `prompt` "-" reads standard input.
+    """The request with every default of the model filled in.
 
+    odd_sides: as a picture may have, and no H.264 video. typed: by a user; then `prompt` "-" reads standard input.
     Whatever was changed to fit (an odd side, a duration that is no whole number of frames) is a Note to `listen`.
     Raises InputError.
     """
     checkpoint = find(model)
     defaults = checkpoint.defaults
-    video = _video_size(checkpoint.native, (defaults.width, defaults.height), size, seconds, frames, fps, listen)
+    if not checkpoint.abilities.text:
+        raise needs_image(checkpoint)
+    video = _video_size(
+        checkpoint.native, (defaults.width, defaults.height), size, seconds, frames, fps, odd_sides, listen
+    )
+    if shift is None:
+        shift = defaults.shift_for(*checkpoint.native.rendered(video.width, video.height))
+    elif defaults.schedule not in SHIFTED:
+        raise InputError(f"the noise levels of {checkpoint.name} take no shift", "leave --shift out")
+    low_guidance = defaults.low_noise_guidance_scale if guidance is None else 0.0
+    if guidance is None:
+        guidance = defaults.guidance_scale
     return Request(
-        prompt=_prompt(_standard_input() if prompt == "-" else prompt),
+        prompt=_prompt(_standard_input() if typed and prompt == "-" else prompt),
         negative_prompt=defaults.negative_prompt if negative is None else _text(negative, "negative prompt"),
         size=video,
         seed=secrets.randbelow(2**31) if seed is None else _within("seed", seed, 0, MAX_SEED),
         num_steps=defaults.num_steps if steps is None else _within("steps", steps, 1, MAX_STEPS),
-        guidance_scale=defaults.guidance_scale if guidance is None else _within("guidance", guidance, 0.0, 100.0),
-        shift=defaults.shift_for(video.width, video.height) if shift is None else _within("shift", shift, 0.01, 100.0),
+        guidance_scale=_within("guidance", guidance, 0.0, 100.0),
+        low_noise_guidance_scale=low_guidance or guidance,
+        shift=_within("shift", shift, 0.01, 100.0),
         solver=defaults.solver if solver is None else _solver(solver),
         checkpoint=model,
+    )
+
+
+def needs_image(checkpoint: Checkpoint) -> InputError:
+    """The error for a checkpoint that was given a prompt alone and takes none."""
+    others = [name for name, other in catalog().items() if other.family == checkpoint.family and other.abilities.text]
+    return InputError(
+        f"{checkpoint.name} makes videos from an image, not from a prompt alone",
+        f"models for a prompt: {', '.join(others)}",
     )
 
 
@@ -68,11 +92,12 @@ def _video_size(
     seconds: str | None,
     frames: int | None,
     fps: str | None,
+    odd_sides: bool,
     listen: Listener,
 ) -> VideoSize:
     default_area = default_sides[0] * default_sides[1]
     asked_width, asked_height = default_sides if size is None else parse_size(size, default_area)
-    width, height = even(asked_width), even(asked_height)
+    width, height = (asked_width, asked_height) if odd_sides else (even(asked_width), even(asked_height))
     if (width, height) != (asked_width, asked_height):
         listen(Note(f"{asked_width}x{asked_height} becomes {width}x{height}: the sides of an H.264 video are even"))
 

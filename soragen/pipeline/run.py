@@ -23,16 +23,15 @@ from torch import Tensor
 from soragen import __version__
 from soragen.catalog import catalog, find
 from soragen.diffusion.condition import KnownFrames
-from soragen.diffusion.guidance import guided
+from soragen.diffusion.guidance import Scale, guided
 from soragen.diffusion.noise import starting_noise
 from soragen.diffusion.sampler import denoise
-from soragen.diffusion.schedule import make_schedule
 from soragen.diffusion.solver import make_solver
 from soragen.errors import InputError, OutputError
 from soragen.families import load_family
 from soragen.leftovers import leftover
 from soragen.models.device import free_memory
-from soragen.models.family import Context
+from soragen.models.family import Context, ExpertTransformer, TextEncoder, Transformer, Vae
 from soragen.models.weights import verify_files
 from soragen.pipeline.events import STAGES, Listener, Note, Progress, Stage
 from soragen.pipeline.latents import Saved, load_latents, save_latents
@@ -40,6 +39,9 @@ from soragen.pipeline.plan import Plan, make_plan
 from soragen.request import RECIPE_VERSION, Request
 from soragen.video.naming import next_free
 from soragen.video.write import check_output, to_uint8, write_video
+
+HASHED_BYTES = 256_000_000
+"""Files up to this size are hashed in every run; of larger ones the size is looked at, and every tensor as it loads."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,7 @@ def generate(
 
     # 2. The sentence.
     with clock.stage("load", plan.checkpoint.name):
-        if not plan.checkpoint.is_hub:  # those were hashed as they came; `soragen models verify` does it again
-            verify_files(plan.folder, {file.path: file.sha256 for file in plan.checkpoint.files})
+        verify_small_files(plan)
     with clock.stage("text"):
         context, negative = encode_prompts(plan, strict_prompt, listen)
 
@@ -107,8 +108,7 @@ def generate(
     latents = denoise_windows(plan, context, negative, clock)
 
     # 4. The latents are safe before anything else can fail.
-    model = request.checkpoint if request.checkpoint in catalog() else plan.checkpoint.source
-    saved = Saved(latents, make_recipe(plan), model, output.absolute(), metadata)
+    saved = to_save(plan, latents, output, metadata)
     with kept(keep(saved, listen), listen):
         # 5. Latents to frames to the file, in one stream.
         path = decode_to_file(plan, saved, output, overwrite, clock)
@@ -149,12 +149,20 @@ def decode(
     return Result(path, request, clock.seconds)
 
 
-def encode_prompts(plan: Plan, strict: bool, listen: Listener) -> tuple[Context, Context | None]:
-    """The prompt, and the negative one where guidance needs it. The encoder is gone afterwards."""
+def verify_small_files(plan: Plan) -> None:
+    """Raises WeightsError when a file is not what the catalog says."""
+    small = [file for file in plan.checkpoint.files if file.size <= HASHED_BYTES]
+    verify_files(plan.folder, {file.path: file.sha256 for file in small})
+
+
+def encode_prompts(
+    plan: Plan, strict: bool, listen: Listener, encoder: TextEncoder | None = None
+) -> tuple[Context, Context | None]:
+    """The prompt, and the negative one where guidance needs it. The encoder is gone afterwards, unless it was given."""
     request, machine = plan.request, plan.machine
-    encoder = load_family(plan.checkpoint.family).load_text_encoder(plan.folder, machine.device, machine.text_encoder)
+    encoder = encoder or load_text_encoder(plan)
     prompts = {"prompt": request.prompt}
-    if request.guidance_scale != 1:
+    if request.is_guided:
         prompts["negative prompt"] = request.negative_prompt
     for what, prompt in prompts.items():
         if dropped := encoder.dropped(prompt):
@@ -168,20 +176,22 @@ def encode_prompts(plan: Plan, strict: bool, listen: Listener) -> tuple[Context,
     return context, negative[0] if negative else None
 
 
-def denoise_windows(plan: Plan, context: Context, negative: Context | None, clock: Clock) -> Tensor:
-    """Latents [1, C, T, H, W] of the whole video, window after window. The transformer is gone afterwards."""
+def denoise_windows(
+    plan: Plan, context: Context, negative: Context | None, clock: Clock, transformer: Transformer | None = None
+) -> Tensor:
+    """Latents [1, C, T, H, W] of the whole video, window after window.
+
+    The transformer is gone afterwards, unless it was given.
+    """
     request, grid, device = plan.request, plan.window_grid, plan.machine.device
     with clock.timed("load"):
-        transformer = load_family(plan.checkpoint.family).load_transformer(
-            plan.folder, device, plan.machine.transformer
-        )
-    schedule = make_schedule(plan.checkpoint.defaults.schedule, request.num_steps, request.shift, grid.num_tokens)
+        transformer = transformer or load_transformer(plan)
     total = request.num_steps * len(plan.windows)
     with clock.stage("denoise", f"{request.num_steps} steps, {grid.num_tokens} tokens"):
         denoiser = guided(
             transformer.bind(context, grid),
             transformer.bind(negative, grid) if negative is not None else None,
-            request.guidance_scale,
+            guidance(request, transformer),
         )
         noise = starting_noise(request.seed, plan.latent_channels, plan.grid)
         latents = torch.zeros_like(noise)
@@ -191,13 +201,27 @@ def denoise_windows(plan: Plan, context: Context, negative: Context | None, cloc
                 free = torch.arange(grid.latent_shape[0], device=device) >= window.num_known
                 known = KnownFrames(latents[:, :, window.frames].to(device), free.float(), native=True)
             start = noise[:, :, window.frames].to(device)
-            for step in denoise(denoiser, start, schedule, make_solver(request.solver, schedule), known):
+            for step in denoise(denoiser, start, plan.schedule, make_solver(request.solver, plan.schedule), known):
                 clock.listen(Progress("denoise", number * request.num_steps + step.index + 1, total))
             latents[:, :, window.frames] = step.latents.cpu()
     del denoiser, transformer
     gc.collect()
     free_memory(device)
     return latents
+
+
+def guidance(request: Request, transformer: Transformer) -> Scale:
+    """One scale, or that of the expert which takes the step."""
+    high, low = request.guidance_scale, request.low_noise_guidance_scale
+    if high == low or not isinstance(transformer, ExpertTransformer):
+        return high
+    return lambda level: high if transformer.is_high(level) else low
+
+
+def to_save(plan: Plan, latents: Tensor, output: Path, metadata: bool) -> Saved:
+    asked = plan.request.checkpoint
+    checkpoint = asked if asked in catalog() else plan.checkpoint.source
+    return Saved(latents, make_recipe(plan), checkpoint, output.absolute(), metadata)
 
 
 def keep(saved: Saved, listen: Listener) -> Path | None:
@@ -237,11 +261,13 @@ def kept(file: Path | None, listen: Listener) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
-def decode_to_file(plan: Plan, saved: Saved, output: Path, overwrite: bool, clock: Clock) -> Path:
+def decode_to_file(
+    plan: Plan, saved: Saved, output: Path, overwrite: bool, clock: Clock, vae: Vae | None = None
+) -> Path:
     """Streams frames into the file, and returns where it is."""
-    size, machine = plan.request.size, plan.machine
+    size = plan.request.size
     with clock.timed("load"):
-        vae = load_family(plan.checkpoint.family).load_vae(plan.folder, machine.device, machine.vae)
+        vae = vae or load_vae(plan)
     clock.listen(Stage("decode", f"{size.num_frames} frames"))
     with clock.timed("encode"):
         return write_video(
@@ -266,6 +292,22 @@ def cropped_frames(plan: Plan, chunks: Iterator[Tensor], clock: Clock) -> Iterat
             frames = to_uint8(plan.grid.crop_frames(chunk[:left]))
         left -= len(frames)
         yield frames
+
+
+def load_text_encoder(plan: Plan) -> TextEncoder:
+    return load_family(plan.checkpoint.family).load_text_encoder(
+        plan.folder, plan.machine.device, plan.machine.text_encoder
+    )
+
+
+def load_transformer(plan: Plan) -> Transformer:
+    return load_family(plan.checkpoint.family).load_transformer(
+        plan.folder, plan.machine.device, plan.machine.transformer
+    )
+
+
+def load_vae(plan: Plan) -> Vae:
+    return load_family(plan.checkpoint.family).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
 
 
 def make_recipe(plan: Plan) -> dict[str, Any]:

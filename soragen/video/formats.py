@@ -20,6 +20,7 @@ class Format:
 
     filters: from RGB of any size to the pixels that are stored. arguments: codec, tags and container.
     bytes_per_pixel: more than a real video takes, for the question whether the disk is large enough.
+    still: a picture, of one frame; ffmpeg keeps no comment in it, `pictures.py` does.
     """
 
     suffix: str
@@ -27,6 +28,7 @@ class Format:
     arguments: Callable[[VideoSize], list[str]]
     even_sides: bool
     bytes_per_pixel: float
+    still: bool = False
 
 
 def _mp4_filters(size: VideoSize) -> str:
@@ -47,7 +49,37 @@ def _mp4_arguments(size: VideoSize) -> list[str]:
     return [*codec, *tags, *inner_tags, *container]
 
 
-FORMATS = {form.suffix: form for form in (Format(".mp4", _mp4_filters, _mp4_arguments, True, 0.15),)}
+def _picture_filters(pixels: str) -> Callable[[VideoSize], str]:
+    return lambda size: (
+        f"scale={size.width}:{size.height}:flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
+        f":in_range=full:{pixels},setsar=1"
+    )
+
+
+def _picture_arguments(*codec: str) -> Callable[[VideoSize], list[str]]:
+    # "image2pipe" writes the bytes of the picture as they are; "image2" would look for "%d" in its name
+    return lambda size: ["-frames:v", "1", "-flags:v", "+bitexact", "-c:v", *codec, "-f", "image2pipe"]
+
+
+# A JPEG is bt601 in full range (JFIF), a WebP bt601 in limited range (RFC 6386, 9.2); neither has a tag for it.
+_RGB = _picture_filters("out_range=full,format=rgb24")
+_JPEG = _picture_filters("out_range=full:out_color_matrix=bt601,format=yuv444p")
+_WEBP = _picture_filters("out_range=limited:out_color_matrix=bt601,format=yuv420p")
+_AS_PNG = _picture_arguments("png", "-pred", "mixed")
+_AS_JPEG = _picture_arguments("mjpeg", "-q:v", "2", "-huffman", "optimal", "-color_range", "pc")
+_AS_WEBP = _picture_arguments("libwebp", "-lossless", "0", "-quality", "95", "-compression_level", "6")
+
+FORMATS = {
+    form.suffix: form
+    for form in (
+        Format(".mp4", _mp4_filters, _mp4_arguments, True, 0.15),
+        Format(".png", _RGB, _AS_PNG, False, 4, still=True),
+        Format(".jpg", _JPEG, _AS_JPEG, False, 4, still=True),
+        Format(".jpeg", _JPEG, _AS_JPEG, False, 4, still=True),
+        Format(".webp", _WEBP, _AS_WEBP, False, 4, still=True),
+    )
+}
+PICTURE_SUFFIXES = tuple(suffix for suffix, form in FORMATS.items() if form.still)
 
 
 def format_of(path: Path, size: VideoSize) -> Format:
@@ -57,6 +89,9 @@ def format_of(path: Path, size: VideoSize) -> Format:
         known = ", ".join(FORMATS)
         ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
         raise InputError(f"output {path.name!r} {ending}, which is not a video format here", f"use one of: {known}")
+    if form.still and size.num_frames > 1:
+        wrong = f"output {path.name!r} is a picture, which cannot hold {size.num_frames} frames"
+        raise InputError(wrong, "use .mp4, or soragen image for one frame")
     if form.even_sides and (size.width % 2 or size.height % 2):
         raise InputError(f"{size.width}x{size.height} has an odd side: {form.suffix} needs even ones", "add one pixel")
     if max(size.fps.numerator, size.fps.denominator) > _LARGEST_FPS_PART:

@@ -1,4 +1,4 @@
-"""Frames → a video file, through ffmpeg's pipe. The file appears under its name when it is whole, or not at all."""
+"""Frames → a video file or a picture, through ffmpeg's pipe. It appears under its name when it is whole, or never."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from soragen.video.facts import video_facts
 from soragen.video.ffmpeg import Ffmpeg
 from soragen.video.formats import format_of
 from soragen.video.naming import next_free
-from soragen.video.recipe import to_ffmetadata
+from soragen.video.pictures import put_comment
+from soragen.video.recipe import to_comment, to_ffmetadata
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,9 +94,14 @@ def write_video(
     source = scale_from or (size.width, size.height)
     with _unfinished(path) as part:
         _encode(part, _pixels(frames, source, size.num_frames, on_frames), size, source, recipe)
+        still = format_of(part, size).still
+        if still and recipe is not None:
+            with _writing_in(part):
+                put_comment(part, to_comment(recipe), size.width, size.height)
         written = video_facts(part)
+        fps = size.fps if still else written.fps
         asked = (size.width, size.height, size.num_frames, size.fps)
-        if (written.width, written.height, written.num_frames, written.fps) != asked:
+        if (written.width, written.height, written.num_frames, fps) != asked:
             raise OutputError(f"ffmpeg wrote {written} where {size} was asked", "set IMAGEIO_FFMPEG_EXE to another one")
         with _writing_in(part):
             return publish(part, path, overwrite)

@@ -45,3 +45,13 @@ def test_both_are_given_the_mask_and_guidance_is_computed_in_float32() -> None:
     assert guided(denoiser, denoiser, 5.0)(torch.randn(1, 2, 3, 4, 4), LEVEL, mask).dtype == torch.float32
     assert len(seen) == 2
     assert all(given is mask for given in seen)
+
+
+def test_the_scale_may_depend_on_the_level() -> None:
+    latents, cond, uncond = torch.randn(3, 1, 2, 3, 4, 4)
+    denoiser = guided(towards(cond), towards(uncond), lambda level: 5.0 if level.sigma > 0.5 else 3.0)
+    for level in (LEVEL, NoiseLevel(0.6, 0.4, 400.0)):
+        fixed = guided(towards(cond), towards(uncond), 5.0 if level is LEVEL else 3.0)
+        assert torch.equal(denoiser(latents, level), fixed(latents, level))
+    unguided = guided(towards(cond), never, lambda level: 1.0)
+    assert torch.equal(unguided(latents, LEVEL), towards(cond)(latents, LEVEL))

@@ -15,6 +15,7 @@ from soragen.catalog import find
 from soragen.errors import ResourceError
 from soragen.models.device import Memory
 from soragen.pipeline import plan as plan_file
+from soragen.pipeline import run
 from soragen.pipeline.plan import make_plan
 from soragen.request import Request
 from soragen.video import write as write_file
@@ -97,3 +98,22 @@ def test_a_dry_run_loads_nothing(cli: Any, calls: Any, home: Path) -> None:
     assert "448 tokens in each of 3 windows" in ended.out and "cpu, float32" in ended.out
     assert calls.loaded == [] and list(home.iterdir()) == []
     assert cli("generate", "a ball", "--dry-run", "--dtype", "float16").code == 2
+
+
+def test_large_files_are_hashed_by_verify_alone(
+    cli: Any, tiny: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run finds a changed config; in a large file it looks at the header and at every value."""
+    own = tmp_path / "weights.toml"
+    monkeypatch.setenv("SORAGEN_WEIGHTS", str(own))
+    folder = shutil.copytree(tiny, tmp_path / "mine")
+    sizes = {path: (folder / path).stat().st_size for path in ("vae/config.json", "vae/model.safetensors")}
+    own.write_text(
+        f'[mine]\nlike = "pocket"\nsource = "{folder}"\n'
+        + "".join(f'[mine.files."{path}"]\nsize = {size}\nsha256 = "{"0" * 64}"\n' for path, size in sizes.items())
+    )
+    monkeypatch.setattr(run, "HASHED_BYTES", sizes["vae/config.json"])
+    ended = cli("generate", "a ball", "--model", "mine")
+    assert ended.code == 3 and "config.json has SHA-256" in ended.err
+    monkeypatch.setattr(run, "HASHED_BYTES", 1)
+    assert cli("generate", "a ball", "--model", "mine").code == 0

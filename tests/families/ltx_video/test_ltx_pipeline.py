@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from ltx_reference import TRANSFORMER, VAE_090, VAE_095, randomise, relative_error, their_transformer, their_vae
+from ltx_folder import components, first_scheduler, saved, second_scheduler
+from ltx_reference import VAE_090, VAE_095, relative_error
 from PIL import Image
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import Unigram
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from soragen.diffusion.condition import KnownFrames
 from soragen.diffusion.grid import Grid, lay_grid
@@ -37,27 +35,6 @@ DISTILLED = [1000.0, 993.0, 987.0, 981.0, 975.0, 909.0, 725.0, 0.03]
 BOUND = 1e-5
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = ["a", "red", "ball", "bounces", "on", "green", "grass", "at", "sunset"]
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in words), *"abcdefghijklmnopqrstuvwxyz"]
-    made = Tokenizer(Unigram([(piece, -1.0 - (len(piece) == 1)) for piece in pieces], unk_id=2))
-    made.normalizer, made.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()  # type: ignore[assignment]
-    made.decoder = decoders.Metaspace()  # type: ignore[assignment]
-    made.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-
-
-def components(vae: dict[str, Any], scheduler: Any) -> dict[str, Any]:
-    text_encoder = T5EncoderModel(
-        T5Config(vocab_size=48, d_model=24, d_kv=8, num_heads=3, d_ff=40, num_layers=2, feed_forward_proj="gated-gelu")
-    ).eval()
-    randomise(text_encoder)
-    return {
-        "scheduler": scheduler, "vae": their_vae(vae), "text_encoder": text_encoder, "tokenizer": tokenizer(),
-        "transformer": their_transformer(TRANSFORMER),
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -68,24 +45,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Any, Path]:
     """The generation up to 0.9.1."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
-        shift_terminal=0.1,
-    )  # fmt: skip
-    return saved(diffusers.LTXPipeline(**components(VAE_090, scheduler)), tmp_path_factory.mktemp("first"))
+    pipeline = diffusers.LTXPipeline(**components(VAE_090, first_scheduler()))
+    return saved(pipeline, tmp_path_factory.mktemp("first"))
 
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Any, Path]:
     """The generation since 0.9.5. Known frames are taken as their mean, where the reference would draw."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=False)
-    return saved(diffusers.LTXConditionPipeline(**components(VAE_095, scheduler)), tmp_path_factory.mktemp("second"))
-
-
-def saved(pipeline: Any, folder: Path) -> tuple[Any, Path]:
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
-    return pipeline, folder
+    pipeline = diffusers.LTXConditionPipeline(**components(VAE_095, second_scheduler()))
+    return saved(pipeline, tmp_path_factory.mktemp("second"))
 
 
 @pytest.fixture

@@ -1,0 +1,157 @@
+"""From a finished file back to the run that made it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from soragen.catalog import find
+from soragen.errors import InputError
+from soragen.pipeline.events import Listener, Note
+from soragen.pipeline.plan import Plan, make_plan
+from soragen.pipeline.resolve import MAX_SEED, resolve
+from soragen.pipeline.run import make_recipe
+from soragen.request import RECIPE_VERSION, Request
+from soragen.video.formats import FORMATS
+from soragen.video.recipe import read_recipe
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What to run. suffix: of the file it came from. device, dtype: as the options of these names; None is the best."""
+
+    request: Request
+    suffix: str
+    device: str | None
+    dtype: str | None
+
+
+def read_replay(
+    source: Path,
+    *,
+    listen: Listener,
+    seed: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    prompt: str | None = None,
+    model: str | None = None,
+    negative: str | None = None,
+    size: str | None = None,
+    seconds: str | None = None,
+    frames: int | None = None,
+    fps: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
+    solver: str | None = None,
+) -> Replay:
+    """The run that made `source`, with what is not None changed. seed: a number, or "random" for another one.
+
+    The device and type of the recipe are used where this machine has them, since another would round differently. One
+    Note says what is not as it was. Raises InputError, and WeightsError where the model is not on this machine.
+    """
+    recipe = _recipe_of(source)
+    try:
+        asked = Request.from_dict(recipe["request"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{source} holds a recipe that is not whole", "make the video again from its prompt"
+        ) from error
+    suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".mp4"
+    new = resolve(
+        asked.prompt if prompt is None else prompt,
+        listen=listen,
+        model=model or asked.checkpoint,
+        negative=asked.negative_prompt if negative is None else negative,
+        size=size or f"{asked.size.width}x{asked.size.height}",
+        seconds=seconds,
+        frames=asked.size.num_frames if frames is None and seconds is None else frames,
+        fps=fps or str(asked.size.fps),
+        seed=_seed(seed, asked.seed),
+        steps=asked.num_steps if steps is None else steps,
+        guidance=guidance,
+        shift=shift,
+        solver=solver or asked.solver,
+        odd_sides=FORMATS[suffix].still,
+        typed=prompt is not None,
+    )
+    # The recipe says more than can be typed: two guidance scales, a shift that is none. So only what is asked changes.
+    changes: dict[str, Any] = {"size": new.size, "seed": new.seed, "num_steps": new.num_steps}
+    changes |= {"prompt": new.prompt, "negative_prompt": new.negative_prompt, "solver": new.solver}
+    if guidance is not None:
+        changes |= {"guidance_scale": new.guidance_scale, "low_noise_guidance_scale": new.low_noise_guidance_scale}
+    if shift is not None:
+        changes["shift"] = new.shift
+    request = replace(asked, checkpoint=new.checkpoint, **changes)
+    device, dtype, plan = _as_it_was(request, recipe, device, dtype)
+    if changed := differences(recipe, make_recipe(plan)):
+        listen(Note(f"compared with the recipe: {', '.join(changed)}; the video may differ"))
+    return Replay(request, suffix, device, dtype)
+
+
+def _recipe_of(source: Path) -> dict[str, Any]:
+    recipe = read_recipe(source)
+    if recipe is None:
+        raise InputError(f"{source} holds no recipe", "only videos made by soragen, without --no-metadata, have one")
+    if recipe.get("recipe") != RECIPE_VERSION:
+        maker = _part(recipe, "versions").get("soragen", "of another version")
+        raise InputError(f"{source} holds a recipe of another version", f"make it again with soragen {maker}")
+    return recipe
+
+
+def _seed(typed: str | None, asked: int) -> int:
+    if typed is None:
+        return asked
+    if typed == "random":
+        return secrets.randbelow(2**31)
+    try:
+        return int(typed)
+    except ValueError:
+        raise InputError(f"--seed {typed!r} is no number", f'use 0 to {MAX_SEED}, or "random"') from None
+
+
+def _as_it_was(
+    request: Request, recipe: dict[str, Any], device: str | None, dtype: str | None
+) -> tuple[str | None, str | None, Plan]:
+    """Device, type and plan: those of the recipe where nothing is asked and the machine has them, else the best."""
+    checkpoint, then = find(request.checkpoint), _part(recipe, "machine")
+    for where in dict.fromkeys((device or str(then.get("device")), device)):
+        try:
+            plan = make_plan(request, checkpoint, where, dtype)
+        except InputError:  # this machine has no such device
+            if where == device:
+                raise
+            continue
+        break
+    was = then.get("dtype")
+    if dtype is None and was != make_recipe(plan)["machine"]["dtype"]:
+        try:
+            return where, was, make_plan(request, checkpoint, where, was)
+        except InputError:  # nor does it compute in such numbers
+            pass
+    return where, dtype, plan
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What made a video then and would now, where it is not the same: "torch 2.12 is 2.13"."""
+    changed = []
+    model_then, model_now = _part(then, "model"), _part(now, "model")
+    if model_then.get("name") != model_now["name"]:
+        changed.append(f"model {model_then.get('name')} is {model_now['name']}")
+    elif not (model_then.get("sha256") and model_now["sha256"]):
+        changed.append(f"the files of {model_now['name']} have no known hash")
+    elif model_then["sha256"] != model_now["sha256"]:
+        changed.append(f"model {model_now['name']} has other files ({model_now['sha256'][:12]})")
+    for part in ("versions", "machine"):
+        before = _part(then, part)
+        changed += [
+            f"{key} {before.get(key)} is {value}" for key, value in now[part].items() if value != before.get(key)
+        ]
+    return changed
+
+
+def _part(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    part = recipe.get(name)
+    return part if isinstance(part, dict) else {}
