@@ -119,8 +119,8 @@ class Bench:
 
         rows, first = [], 0.0
         for number, case in enumerate(cases):
-            stages = make_plan(case.request, find("pocket"), "cpu").peak_bytes
-            planned = max(size for stage, size in stages.items() if stage != "encode")  # ffmpeg is another process
+            peaks = make_plan(case.request, find("pocket"), "cpu").peak_bytes
+            planned = max(size for stage, size in peaks.items() if stage != "encode")  # ffmpeg is another process
             caches = [self.folder / f"cache-{number}-{n}" for n in range(self.repeats)]
             cold = [self.generate(case, cache) for cache in caches]
             cached = [self.generate(case, cache) for cache in caches]

@@ -206,10 +206,11 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
 
 def pick_machine(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> Machine:
     """Where this checkpoint runs, as asked or as is best. Raises InputError."""
-    where = pick_device(device)
-    text_encoder, transformer, vae = (
-        pick_dtype(dtype, where, (DTYPES[getattr(checkpoint.dtypes, part)],)) for part in PARTS
-    )
+    where, parts = pick_device(device), checkpoint.dtypes
+    transformer = pick_dtype(dtype, where, (DTYPES[parts.transformer],))
+    # `dtype` is about the network that costs; the others are in 16 bits where weights.toml says that they bear it.
+    rest = dtype if dtype == "float32" else None
+    text_encoder, vae = (pick_dtype(rest, where, (DTYPES[name],)) for name in (parts.text_encoder, parts.vae))
     return Machine(where, text_encoder, transformer, vae)
 
 

@@ -30,9 +30,7 @@ _SPARE_BYTES = 16 << 20
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 
 
-def check_output(
-    path: Path, *, size: VideoSize | None = None, overwrite: bool = False, bytes_beside: int = 0
-) -> None:
+def check_output(path: Path, *, size: VideoSize | None = None, overwrite: bool = False, bytes_beside: int = 0) -> None:
     """Finds out before any work whether a video of `size` can be written to `path`, by writing one black frame there.
 
     That frame goes the way of a whole video: same folder, ffmpeg, encoder, size and frame rate; then it is removed.
