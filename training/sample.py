@@ -26,7 +26,6 @@ from soragen.diffusion.solver import make_solver
 from soragen.families.pocket import FAMILY
 from soragen.families.pocket.transformer import PocketTransformer, lay_positions
 from soragen.families.pocket.vae import PocketVae
-from soragen.models.device import DTYPES
 from soragen.models.family import Context
 from soragen.models.text_encoder import PromptEncoder
 from soragen.size import VideoSize
@@ -54,13 +53,13 @@ class Model:
 
 def load_model(name: str, device: torch.device) -> Model:
     checkpoint = find(name)
-    folder, native, dtypes = checkpoint_folder(checkpoint), checkpoint.native, checkpoint.dtypes
+    folder, native = checkpoint_folder(checkpoint), checkpoint.native
     size = VideoSize(native.width, native.height, native.num_frames, native.fps)
     return Model(
         checkpoint=dataclasses.replace(checkpoint, files=measure_files(folder)),
-        text_encoder=FAMILY.load_text_encoder(folder, device, DTYPES[dtypes.text_encoder]),
-        transformer=FAMILY.load_transformer(folder, device, DTYPES[dtypes.transformer]),
-        vae=FAMILY.load_vae(folder, device, DTYPES[dtypes.vae]),
+        text_encoder=FAMILY.load_text_encoder(folder, device, torch.float32),
+        transformer=FAMILY.load_transformer(folder, device, torch.float32),
+        vae=FAMILY.load_vae(folder, device, torch.float32),
         grid=lay_grid(size, FAMILY.compression(folder)),
         device=device,
     )

@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 from fakes import Cli, FakeRun
 
+from soragen.catalog import find
+
 
 def test_stdout_is_the_path_alone(cli: Cli, fake_run: FakeRun, tmp_path: Path) -> None:
     ended = cli("generate", "A red ball, bouncing!", "--seed", "7")
     assert ended.code == 0, ended.err
     assert ended.out == "a-red-ball-bouncing-7.mp4\n"
     assert (tmp_path / "a-red-ball-bouncing-7.mp4").read_bytes() == b"video"
-    assert "denoise: 20 steps" in ended.err and "note: the prompt is a good one" in ended.err
+    assert (
+        f"denoise: {find('pocket').defaults.num_steps} steps" in ended.err
+        and "note: the prompt is a good one" in ended.err
+    )
     assert "\r" not in ended.err and "\x1b" not in ended.err
 
 

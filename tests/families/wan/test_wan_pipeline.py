@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import weakref
 from collections.abc import Callable
 from fractions import Fraction
@@ -36,8 +35,6 @@ from soragen.families.wan.text import clean
 from soragen.families.wan.transformer import WanTransformer
 from soragen.models.family import Family, ImageCondition, ImageFamily
 from soragen.size import VideoSize
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 TOLERANCE = 1e-5
 CPU, F32 = torch.device("cpu"), torch.float32
