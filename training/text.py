@@ -4,7 +4,7 @@
 
 A small T5 encoder reads a caption; linear heads on the mean of its outputs must tell every attribute of the scene. Text
 is cheap, so it sees many more paraphrases, distracting words and misspellings than could be rendered, and the
-transformer is then trained on an encoder that already understands. The heads are thrown away.
+transformer is then trained on an encoder that already understands. The heads are not shipped.
 """
 
 from __future__ import annotations
