@@ -9,12 +9,19 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, get_args
 
 from soragen.errors import InputError
 
 MIN_SIDE = 64
 MAX_SIDE = 4096
 MAX_FPS = 240
+
+Fit = Literal["crop", "pad", "stretch"]
+"""How a picture of one shape is brought into a frame of another. crop: covers the frame, what lies outside is cut off
+evenly. pad: lies whole within the frame, and the rest has the mean colour of the picture's border. stretch: takes the
+frame's shape."""
+FITS: tuple[str, ...] = get_args(Fit)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Pixels and files: videos and images in, MP4 out, through the ffmpeg program."""
+"""Pixels and files: videos and pictures in, videos and pictures out, through the ffmpeg program."""

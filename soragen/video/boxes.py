@@ -51,6 +51,8 @@ def top_boxes(path: Path) -> list[Box]:
     size = path.stat().st_size
     with path.open("rb") as file:
         found = list(boxes(file, 0, size))
+    if b"meta" in (kinds := {box.kind for box in found}) and b"moov" not in kinds:
+        raise InputError(f"{path} is a HEIC or AVIF picture, which is not read here", "save it as JPEG or PNG")
     whole = {box.kind for box in found if box.end <= size}
     cut = {box.kind for box in found if box.end > size} & {b"moov", b"moof", b"mdat"}
     if cut or not {b"moov", b"mdat"} <= whole:

@@ -10,8 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from soragen.errors import InputError
-from soragen.video.boxes import is_mp4, top_boxes
+from soragen.video.ebml import frame_rate, is_matroska
 from soragen.video.ffmpeg import INPUT, Ffmpeg, local_file
+from soragen.video.whole import check_whole
 
 _STANDARD_FPS = tuple(Fraction(n) for n in (24, 25, 30, 48, 50, 60, 120)) + tuple(
     Fraction(n * 1000, 1001) for n in (24, 30, 60, 120)
@@ -60,12 +61,14 @@ class FrameTable:
     log: tuple[str, ...]
 
 
-def frame_table(path: Path, arguments: Sequence[str]) -> FrameTable:
-    """Runs `path`'s first video stream through ffmpeg with `arguments`. Raises InputError when it cannot be read."""
+def frame_table(path: Path, arguments: Sequence[str], said: Fraction | None = None) -> FrameTable:
+    """Runs `path`'s first video stream through ffmpeg with `arguments`. Raises InputError when it cannot be read.
+
+    said: the exact frame rate, if the file says it; it is believed when the frames lie where it puts them.
+    """
     head: dict[str, str] = {}
     durations: set[int] = set()
-    times: tuple[int, int] | None = None
-    count = 0
+    times: list[int] = []
     command = [*INPUT, "-map", "0:v:0", *arguments, "-f", "framecrc", "pipe:1"]
     with path.open("rb") as file, Ffmpeg(command, stdin=file, stdout=subprocess.PIPE, level="info") as ffmpeg:
         assert ffmpeg.process.stdout is not None
@@ -76,28 +79,48 @@ def frame_table(path: Path, arguments: Sequence[str]) -> FrameTable:
                 head[key] = value.strip()
             else:  # stream, dts, pts, duration, size, checksum, flags
                 decoded_at, shown_at, duration = (int(column) for column in line.split(",")[1:4])
-                time = shown_at if shown_at > _NO_TIME else decoded_at  # AVI says the latter alone
-                times = (min(times[0], time), max(times[1], time)) if times else (time, time)
+                times.append(shown_at if shown_at > _NO_TIME else decoded_at)  # AVI says the latter alone
                 durations.add(duration)
-                count += 1
         failure = ffmpeg.failure()
         log = tuple(ffmpeg.log)
-    if failure or times is None or "dimensions 0" not in head:
+    if failure or not times or "dimensions 0" not in head:
         raise InputError(f"{path} is not a readable video: {failure or 'it has no frames'}", "give a video or an image")
     width, height = head["dimensions 0"].split("x")
     sar = head.get("sar 0", "0/1")  # 0/1: not said
-    longest, span, tick = max(durations), times[1] - times[0], Fraction(head["tb 0"])
-    constant = len(durations) == 1 and longest > 0 and longest * (count - 1) == span
-    mean = (count - 1) / (span * tick) if span else Fraction(25)  # one frame that does not last
+    fps, constant = _frame_rate(sorted(times), durations, Fraction(head["tb 0"]), said)
     return FrameTable(
         width=int(width),
         height=int(height),
         pixel_aspect=Fraction(sar) if not sar.startswith("0/") else Fraction(1),
-        num_frames=count,
-        fps=1 / (longest * tick) if constant else _plain_fps(mean),
+        num_frames=len(times),
+        fps=fps,
         constant_fps=constant,
         log=log,
     )
+
+
+def _frame_rate(times: list[int], durations: set[int], tick: Fraction, said: Fraction | None) -> tuple[Fraction, bool]:
+    """The frame rate, and whether it is constant, of frames shown at `times`, in ticks of `tick` seconds.
+
+    Many a container rounds times: to milliseconds (Matroska, FLV), to hundredths of a second (GIF).
+    """
+    longest, span, steps = max(durations), times[-1] - times[0], len(times) - 1
+    exact = len(durations) == 1 and longest > 0 and longest * steps == span
+    mean = steps / (span * tick) if span else Fraction(25)  # 25: one frame that does not last
+    guesses = [said] if said else [] if exact else [*_STANDARD_FPS, _plainest(mean, mean / max(1, span))]
+    for fps in guesses:
+        period = 1 / (fps * tick)
+        if period > Fraction(3, 2) and all(abs(time - times[0] - n * period) <= 1 for n, time in enumerate(times)):
+            return fps, True
+    if exact:
+        return 1 / (longest * tick), True
+    return _plain_fps(mean), False
+
+
+def _plainest(fps: Fraction, slack: Fraction) -> Fraction:
+    """The fraction of the smallest numbers that is no further from `fps` than `slack`; `fps` when none is small."""
+    near = (Fraction(round(fps * part), part) for part in range(1, 101))
+    return next((guess for guess in near if guess and abs(guess - fps) <= slack), fps)
 
 
 def _plain_fps(fps: Fraction) -> Fraction:
@@ -111,9 +134,8 @@ def video_facts(path: Path) -> VideoFacts:
 
     Raises InputError when there is no such file, or it is empty, cut off, or not a video.
     """
-    if is_mp4(local_file(path)):
-        top_boxes(path)
-    table = frame_table(path, ["-c", "copy"])
+    check_whole(local_file(path))
+    table = frame_table(path, ["-c", "copy"], frame_rate(path) if is_matroska(path) else None)
     text = "\n".join(table.log).partition("\nOutput #0")[0]
     stream = re.search(
         r"^  Stream #0:\S+ Video: (?P<codec>\w+)(?: \((?P<profile>[^)/]*)\))?(?: \([^)]*\))*, "
@@ -123,7 +145,7 @@ def video_facts(path: Path) -> VideoFacts:
     )
     if stream is None:
         raise InputError(f"{path} holds no video that ffmpeg knows", "give a video or an image")
-    # Matroska rounds times to milliseconds; what it says about its frame rate is nearer than what they add up to.
+    # Where times are rounded, what the file says about its frame rate is nearer than what they add up to.
     said = re.search(r", ([\d.]+) fps,", text[stream.start() :].partition("\n")[0])
     container = re.search(r"^Input #0, ([^,]+),", text, re.MULTILINE)
     rotation = re.search(r"^ +(?:Display Matrix|displaymatrix): rotation of (-?[\d.]+)", text, re.MULTILINE)

@@ -23,7 +23,7 @@ from soragen.leftovers import leftover
 # as a terminal ("tty"): neither is wanted here.
 _CONTAINERS = (
     "mov,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,yuv4mpegpipe,nut,h264,hevc,av1,"
-    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,jpegxl_pipe"
+    "webp_anim,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,jpegxl_pipe"
 )
 
 # "[mov @ 0x55e] [error] moov atom not found": who says it, how bad it is, what.
@@ -67,8 +67,22 @@ def local_file(path: Path) -> Path:
     return path
 
 
+def has_filters(*names: str) -> bool:
+    """Whether the program was built with all of these filters."""
+    listed = subprocess.run(
+        [find_ffmpeg(), "-hide_banner", "-filters"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    return set(names) <= set(listed.stdout.decode("utf-8", "replace").split())
+
+
 # Reads the file that is given as stdin and can open no other; its name, which may be "-x" or "%d.png", is never seen.
 INPUT = ("-protocol_whitelist", "fd", "-format_whitelist", _CONTAINERS, "-i", "fd:")
+
+
+def named_input(path: Path) -> list[str]:
+    """Reads a file beside the one at stdin: by its name, taken as it is, and able to open no other kind of thing."""
+    whole = f"file:{path.absolute()}"
+    return ["-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-i", whole]
 
 
 class Ffmpeg:

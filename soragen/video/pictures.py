@@ -1,7 +1,8 @@
 """A comment inside a picture: put in after ffmpeg, which writes none, and read back. ASCII of any length.
 
 PNG has a text chunk "Comment" (PNG specification, 11.3.3), JPEG comment segments of at most 65,533 bytes each (ITU-T
-T.81, B.2.4.5), and WebP a chunk of Exif (RFC 9649, 2.7), whose field ImageDescription holds it.
+T.81, B.2.4.5), WebP a chunk of Exif (RFC 9649, 2.7), whose field ImageDescription holds it, and GIF a comment block
+(GIF89a, 24), which stands first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from soragen.errors import InputError
 _MOST = 65_533
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEY = b"Comment\0"
+_GIF_COMMENT, _GIF_END = 0xFE, 0x3B
 _HAS_EXIF = 0x08  # of the flags in a VP8X chunk
 _EXIF = struct.Struct("<4sIHHHIII")  # little-endian TIFF: head, one directory of one field, and no next one
 _EXIF_HEAD = (b"II*\0", 8, 1, 0x010E, 2)  # a directory at byte 8, of one field: ImageDescription, in ASCII
@@ -27,7 +29,7 @@ class Picture:
     """How one kind of file is known, and where its comment is.
 
     put: the bytes of the file with the comment, given (width, height). read: the comment, None when there is none; it
-    raises ValueError or struct.error when the file ends too early.
+    raises ValueError, IndexError or struct.error when the file ends too early.
     """
 
     is_one: Callable[[bytes], bool]
@@ -72,12 +74,15 @@ def _read_from_jpeg(data: bytes) -> bytes | None:
         mark, kind, length = struct.unpack_from(">BBH", data, start)
         if mark != 0xFF:
             raise ValueError("not a segment")
+        if kind == 0xFF:  # any number of these may stand before a segment
+            start += 1
+            continue
         if kind == 0xDA:  # the pixels begin
             break
         if kind == 0xFE:
             parts.append(data[start + 4 : start + 2 + length])
         start += 2 + length
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+    if data.find(b"\xff\xd9", start) < 0:  # a phone may put a short video behind the end
         raise ValueError("the pixels are cut off")
     return b"".join(parts) or None
 
@@ -113,10 +118,41 @@ def _read_from_webp(data: bytes) -> bytes | None:
     return None
 
 
+def _read_from_gif(data: bytes) -> bytes | None:
+    start, found = 13 + _gif_colours(data[10]), None
+    while data[start] != _GIF_END:
+        if data[start] == 0x21:  # an extension: its kind is the next byte
+            kind, start = data[start + 1], start + 2
+        elif data[start] == 0x2C:  # a frame: place and size, flags, colours, the width of its codes
+            kind, start = 0, start + 11 + _gif_colours(data[start + 9])
+        else:
+            raise ValueError("not a block")
+        text = []
+        while length := data[start]:
+            text.append(data[start + 1 : start + 1 + length] if kind == _GIF_COMMENT else b"")
+            start += 1 + length
+        start += 1
+        found = b"".join(text) if kind == _GIF_COMMENT else found
+    return found
+
+
+def _gif_colours(flags: int) -> int:
+    """The bytes of a table of colours, from the flags before it."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _put_in_gif(data: bytes, comment: bytes, width: int, height: int) -> bytes:
+    start = 13 + _gif_colours(data[10])  # before the first frame: ffmpeg takes a comment behind the last for one more
+    parts = [comment[at : at + 255] for at in range(0, len(comment), 255)]
+    block = bytes([0x21, _GIF_COMMENT]) + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+    return data[:start] + block + data[start:]
+
+
 PICTURES = {
     ".png": Picture(lambda head: head.startswith(_PNG), _put_in_png, _read_from_png),
     ".jpg": Picture(lambda head: head.startswith(b"\xff\xd8\xff"), _put_in_jpeg, _read_from_jpeg),
     ".webp": Picture(lambda head: head[:4] + head[8:12] == b"RIFFWEBP", _put_in_webp, _read_from_webp),
+    ".gif": Picture(lambda head: head[:6] in (b"GIF87a", b"GIF89a"), _put_in_gif, _read_from_gif),
 }
 
 
@@ -139,5 +175,5 @@ def read_picture_comment(path: Path) -> bytes | None:
     kind = next(kind for kind in PICTURES.values() if kind.is_one(data[:12]))
     try:
         return kind.read(data)
-    except (ValueError, struct.error):
+    except (ValueError, IndexError, struct.error):
         raise InputError(f"{path} is cut off: it holds only a part of a picture", "make or download it again") from None

@@ -2,7 +2,7 @@
 
 The comment is the one field that players show, that survives remuxing, and that has no limit of length. It goes in
 through an ffmetadata file: a prompt may be longer than a command line argument (128 KB on Linux). It is read from the
-boxes themselves rather than by ffmpeg: exact to the byte, in well under a millisecond, with no program to be found, and
+file itself rather than by ffmpeg: exact to the byte, in well under a millisecond, with no program to be found, and
 a file that is cut off is noticed, of which ffmpeg says nothing as long as the index is whole.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from soragen.video.boxes import is_mp4, read_comment
+from soragen.video.ebml import is_matroska, read_matroska_comment
 from soragen.video.facts import video_facts
 from soragen.video.ffmpeg import local_file
 from soragen.video.pictures import is_picture, read_picture_comment
@@ -39,6 +40,8 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
     """
     if is_mp4(local_file(path)):
         comment = read_comment(path)
+    elif is_matroska(path):
+        comment = read_matroska_comment(path)
     elif is_picture(path):
         comment = read_picture_comment(path)
     else:

@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import stat
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soragen.errors import NumericalError, OutputError, ResourceError, SoragenError
-from soragen.leftovers import leftover
-from soragen.size import VideoSize
+from soragen.errors import NumericalError, OutputError, ResourceError
+from soragen.size import VideoSize, num_frames_for
+from soragen.video.audio import Audio
+from soragen.video.encode import encode, pixels_of
 from soragen.video.facts import video_facts
-from soragen.video.ffmpeg import Ffmpeg
 from soragen.video.formats import format_of
 from soragen.video.naming import next_free
-from soragen.video.pictures import put_comment
-from soragen.video.recipe import to_comment, to_ffmetadata
+from soragen.video.unfinished import unfinished, writing_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SPARE_BYTES = 16 << 20
-_NO_SPACE = ("No space left on device", "Disk quota exceeded")
+_TRIAL_SECONDS = Fraction(1, 2)
 
 
-def check_output(path: Path, *, size: VideoSize | None = None, overwrite: bool = False, bytes_beside: int = 0) -> None:
+def check_output(
+    path: Path,
+    *,
+    size: VideoSize | None = None,
+    overwrite: bool = False,
+    bytes_beside: int = 0,
+    lossless: bool = False,
+    audio: Sequence[Audio] = (),
+) -> None:
     """Finds out before any work whether a video of `size` can be written to `path`, by writing one black frame there.
 
     That frame goes the way of a whole video: same folder, ffmpeg, encoder, size and frame rate; then it is removed.
-    bytes_beside: of other files that the run writes into the same folder.
-    Raises InputError (ending, odd side), OutputError (folder, existing file, ffmpeg) or ResourceError (disk).
+    With `audio` it is half a second of them. bytes_beside: of other files that the run writes into the same folder.
+    Raises InputError (ending, odd side, audio), OutputError (folder, existing file, ffmpeg) or ResourceError (disk).
     """
     size = size or VideoSize(64, 64, 1, Fraction(24))
-    form = format_of(path, size)
+    form = format_of(path, size, lossless=lossless)
     folder = path.absolute().parent
     try:
         found = path.lstat()
@@ -57,9 +62,11 @@ def check_output(path: Path, *, size: VideoSize | None = None, overwrite: bool =
         raise OutputError(f"output {path} is not an ordinary file", "give another name with -o")
     if not folder.is_dir():
         raise OutputError(f"the folder {folder} does not exist", f"run `mkdir -p {folder}`, or give another with -o")
-    trial = VideoSize(size.width, size.height, 1, size.fps)
-    with _unfinished(path) as part:
-        _encode(part, [memoryview(bytes(16 * 16 * 3))], trial, (16, 16), recipe={})
+    length = num_frames_for(_TRIAL_SECONDS, size.fps) if audio and form.sounds else 1
+    trial = VideoSize(size.width, size.height, length, size.fps)
+    black = [memoryview(bytes(16 * 16 * 3))] * length
+    with unfinished(path) as part:
+        encode(part, black, trial, (16, 16), recipe={}, lossless=lossless, audio=audio)
     needed = int(size.area * size.num_frames * form.bytes_per_pixel) + _SPARE_BYTES + bytes_beside
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -78,30 +85,33 @@ def write_video(
     scale_from: tuple[int, int] | None = None,
     on_frames: Callable[[int], None] | None = None,
     overwrite: bool = False,
+    lossless: bool = False,
+    audio: Sequence[Audio] = (),
 ) -> Path:
     """Writes `frames` to `path` as they come, and returns where they are.
 
     frames: chunks [t, H, W, 3] uint8, `size.num_frames` in all, of H, W = `size` or of `scale_from` (width, height);
     then ffmpeg enlarges them in the same stream. recipe: kept in the file, see `recipe.py`; None leaves no trace.
-    on_frames: called with the number of frames written so far.
+    on_frames: called with the number of frames written so far. lossless: every pixel comes back as it was, in .mkv.
+    audio: sound of other files, mixed; it ends with the video at the latest. A GIF or a picture has none.
+
+    A GIF repeats for ever. It counts hundredths of a second: each frame begins at the one nearest to its time, and what
+    is faster than 50 frames a second plays at 50.
 
     If `path` has been taken by now and `overwrite` is off, the video goes to the next free name (`x-2.mp4`): it may
     have taken hours. On any exception, Ctrl-C too, ffmpeg is ended and nothing is left behind. Raises OutputError,
     ResourceError (disk full), SoragenError (frames that are not as said), and whatever `frames` raises.
     """
     source = scale_from or (size.width, size.height)
-    with _unfinished(path) as part:
-        _encode(part, _pixels(frames, source, size.num_frames, on_frames), size, source, recipe)
-        still = format_of(part, size).still
-        if still and recipe is not None:
-            with _writing_in(part):
-                put_comment(part, to_comment(recipe), size.width, size.height)
-        written = video_facts(part)
-        fps = size.fps if still else written.fps
-        asked = (size.width, size.height, size.num_frames, size.fps)
-        if (written.width, written.height, written.num_frames, fps) != asked:
+    with unfinished(path) as part:
+        pixels = pixels_of(frames, source, size.num_frames, on_frames)
+        encode(part, pixels, size, source, recipe, lossless=lossless, audio=audio)
+        form, written = format_of(part, size, lossless=lossless), video_facts(part)
+        in_time = form.still or abs(1 / written.fps - 1 / size.fps) <= form.clock
+        whole = (written.width, written.height, written.num_frames) == (size.width, size.height, size.num_frames)
+        if not (whole and in_time):
             raise OutputError(f"ffmpeg wrote {written} where {size} was asked", "set IMAGEIO_FFMPEG_EXE to another one")
-        with _writing_in(part):
+        with writing_in(part):
             return publish(part, path, overwrite)
 
 
@@ -112,91 +122,6 @@ def to_uint8(frames: Tensor) -> Tensor:
     if not bool(torch.isfinite(frames).all()):
         raise NumericalError("the decoder returned frames that are not finite", "try --dtype float32, or another seed")
     return frames.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-
-
-def _pixels(
-    frames: Iterable[Tensor], source: tuple[int, int], num_frames: int, on_frames: Callable[[int], None] | None
-) -> Iterator[memoryview]:
-    """The bytes of each chunk, checked. Raises SoragenError: a wrong frame is a bug of the program, not of its user."""
-    import torch
-
-    done = 0
-    for chunk in frames:
-        if chunk.ndim != 4 or tuple(chunk.shape[1:]) != (source[1], source[0], 3) or chunk.dtype != torch.uint8:
-            expected = f"[t, {source[1]}, {source[0]}, 3] uint8"
-            raise SoragenError(f"frames are {list(chunk.shape)} {chunk.dtype} where {expected} was promised")
-        if done + len(chunk) > num_frames:
-            raise SoragenError(f"more than the {num_frames} frames that were promised")
-        if len(chunk):
-            yield chunk.cpu().contiguous().numpy().data.cast("B")
-            done += len(chunk)
-            if on_frames is not None:
-                on_frames(done)
-    if done != num_frames:
-        raise SoragenError(f"{done} frames where {num_frames} were promised")
-
-
-def _encode(
-    part: Path,
-    pixels: Iterable[memoryview],
-    size: VideoSize,
-    source: tuple[int, int],
-    recipe: dict[str, Any] | None,
-) -> None:
-    form = format_of(part, size)
-    raw = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{source[0]}x{source[1]}"]
-    rate = f"{size.fps.numerator}/{size.fps.denominator}"
-    metadata = _metadata_file(part)
-    inputs = [*raw, "-framerate", rate, "-i", "pipe:0"]
-    if recipe is not None:
-        with _writing_in(part):
-            metadata.write_text(to_ffmetadata(recipe), encoding="ascii", newline="\n")
-        inputs += ["-f", "ffmetadata", "-i", f"file:{metadata.absolute()}"]
-    chosen = ["-map", "0:v", "-map_metadata", "-1" if recipe is None else "1", "-fflags", "+bitexact"]
-    output = ["-vf", form.filters(size), *form.arguments(size), "-y", f"file:{part.absolute()}"]
-    with Ffmpeg([*inputs, *chosen, *output], stdin=subprocess.PIPE) as ffmpeg:
-        assert ffmpeg.process.stdin is not None
-        for chunk in pixels:
-            try:
-                ffmpeg.process.stdin.write(chunk)
-            except OSError:  # ffmpeg has ended: it says why below
-                break
-        failure = ffmpeg.failure()
-    if failure is not None:
-        if any(words in failure for words in _NO_SPACE):
-            raise ResourceError(f"the disk is full: {part.absolute().parent}", "free some space")
-        raise OutputError(f"ffmpeg could not write the video: {failure}", "run `soragen doctor`")
-
-
-@contextlib.contextmanager
-def _writing_in(part: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write in {part.absolute().parent}: {error.strerror}", "use another folder"
-        ) from error
-
-
-def _metadata_file(part: Path) -> Path:
-    return part.with_suffix(".txt")
-
-
-@contextlib.contextmanager
-def _unfinished(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path`, so that the last step is a rename; removed in any case at the end."""
-    part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
-
-    def remove() -> None:
-        for file in (part, _metadata_file(part)):
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
-
-    try:
-        with leftover(remove):
-            yield part
-    finally:
-        remove()
 
 
 def publish(part: Path, path: Path, overwrite: bool) -> Path:
