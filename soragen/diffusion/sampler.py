@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,24 +32,60 @@ class Step:
 
 def denoise(
     denoiser: Denoiser,
-    noise_latents: Tensor,
+    latents: Tensor,
     schedule: Schedule,
     solver: Solver,
     known: KnownFrames | None = None,
+    *,
+    first_step: int = 0,
+    noise: Tensor | None = None,
+    seed: int = 0,
 ) -> Iterator[Step]:
-    """Walk `noise_latents` [B, C, T, H, W] down `schedule` with a `solver` made for it, yielding after each step.
+    """Walk `latents` [B, C, T, H, W] down `schedule` with a `solver` made for it, yielding after each step.
+
+    first_step: the level at which `latents` lie: 0 for pure noise; a later one, for clean latents that were mixed with
+    noise to it, keeps the more of them the later it is (SDEdit, Meng et al., arXiv:2108.01073).
+    noise: what known frames that are not native are mixed with, of the shape of `latents`; needed with a first step.
+    seed: of the noise that leads back to a level where steps are repeated (see `KnownFrames`).
 
     The latents of the last step are the result; known frames come back in it exactly as they were given.
     Raises NumericalError at the first clean estimate that is not finite. Nothing runs ahead of its consumer: to stop
     between two steps, stop iterating.
     """
     num_steps = len(schedule) - 1
-    latents = noise_latents.float()
-    for index in range(num_steps):
+    if not 0 <= first_step < num_steps:
+        raise ValueError(f"the first step is {first_step} of {num_steps}")
+    if noise is None and first_step and known is not None and not known.native:
+        raise ValueError("known frames need the noise to be mixed with where the latents are not noise")
+    noise = latents.float() if noise is None else noise.float()
+    latents = latents.float()
+    # One of its own: that of the seed itself drew the noise which the video, and some solvers, start from.
+    own_seed = int(torch.randint(2**63 - 1, (), generator=torch.Generator("cpu").manual_seed(seed)))
+    generator = torch.Generator("cpu").manual_seed(own_seed)
+    for index in range(first_step, num_steps):
         # Entered for each step, never across a yield: it would leak into the consumer's code.
         with torch.inference_mode():
-            latents, clean = _step(denoiser, latents, noise_latents, schedule, index, solver, known)
+            for left in reversed(range(_times(known, index, num_steps))):
+                latents, clean = _step(denoiser, latents, noise, schedule, index, solver, known)
+                if left:
+                    latents = _back(latents, schedule[index + 1], schedule[index], generator)
         yield Step(index, num_steps, schedule[index + 1], latents, clean)
+
+
+def _times(known: KnownFrames | None, index: int, num_steps: int) -> int:
+    """How often step `index` is taken. The way back to the first level would leave nothing of what was made."""
+    return known.repeats if known is not None and not known.native and 0 < index < num_steps / 2 else 1
+
+
+def _back(latents: Tensor, here: NoiseLevel, to: NoiseLevel, generator: torch.Generator) -> Tensor:
+    """`latents` at level `here` with as much noise added as leads back to level `to`, drawn on the CPU.
+
+    For x = alpha * clean + sigma * n: x' = r x + s n', with r = alpha' / alpha and s^2 = sigma'^2 - (r sigma)^2
+    (Lugmayr et al., arXiv:2201.09865, section 4.2, for any schedule).
+    """
+    kept = to.alpha / here.alpha
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    return kept * latents + math.sqrt(to.sigma**2 - (kept * here.sigma) ** 2) * noise
 
 
 def _step(

@@ -7,10 +7,12 @@ computed in Python's float64 and applied to float32 latents.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
+from soragen.diffusion.renoise import Renoise
 from soragen.diffusion.schedule import NoiseLevel, Schedule
 from soragen.errors import InputError
 
@@ -19,7 +21,7 @@ class Solver(Protocol):
     def step(self, index: int, latents: Tensor, clean: Tensor) -> Tensor:
         """`latents` at level index + 1, from those at level `index` and their clean estimate.
 
-        Indices come in order from 0: a solver may remember the steps before.
+        Indices come in order: a solver may remember the steps before. One that does not follow starts anew.
         """
         ...
 
@@ -44,7 +46,8 @@ class UniPC:
     """UniPC-2 with B(h) = exp(h) - 1 ("bh2") on clean estimates (Zhao et al., arXiv:2302.04867).
 
     Each new estimate first corrects the step that led to it, then a predictor goes on from there: one estimate a step.
-    The first and the last step are of order 1, as there is one estimate only and as the last level has no noise.
+    The first and the last step are of order 1, as there is one estimate only and as the last level has no noise. An
+    index that does not follow the one before it is a first step.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -52,13 +55,14 @@ class UniPC:
         self._log_snr = [_log_snr(level) for level in schedule]
         self._latents: Tensor | None = None  # where the last prediction started
         self._estimates: list[Tensor] = []  # the last two clean estimates, oldest first
+        self._next = 0  # the index that follows the last one
 
     def step(self, index: int, latents: Tensor, clean: Tensor) -> Tensor:
-        if index == 0:
+        if index != self._next or self._latents is None:
             self._estimates = []
-        elif self._latents is not None:
+        else:
             latents = self._correct(index - 1, self._latents, clean)
-        self._latents = latents
+        self._latents, self._next = latents, index + 1
         self._estimates = [*self._estimates[-1:], clean]
         return self._predict(index, latents)
 
@@ -93,7 +97,7 @@ class UniPC:
         return following.sigma / level.sigma * latents - following.alpha * growth * clean
 
     def _order(self, index: int) -> int:
-        return 1 if index in (0, len(self._schedule) - 2) else 2
+        return 1 if len(self._estimates) == 1 or index == len(self._schedule) - 2 else 2
 
     def _past_ratio(self, index: int) -> float:
         """The step before level `index` in units of the step after it, negative; minus infinity from pure noise."""
@@ -101,14 +105,21 @@ class UniPC:
         return (before - level) / (after - level)
 
 
-SOLVERS: dict[str, type[Euler] | type[UniPC]] = {"euler": Euler, "unipc": UniPC}
+SOLVERS: dict[str, Callable[[Schedule, int], Solver]] = {
+    "euler": lambda schedule, seed: Euler(schedule),
+    "unipc": lambda schedule, seed: UniPC(schedule),
+    "renoise": Renoise,
+}
 
 
-def make_solver(name: str, schedule: Schedule) -> Solver:
-    """Raises InputError for a name that is not in SOLVERS."""
+def make_solver(name: str, schedule: Schedule, seed: int = 0) -> Solver:
+    """seed: the video's, for a solver that draws noise; others pass over it.
+
+    Raises InputError for a name that is not in SOLVERS.
+    """
     if name not in SOLVERS:
         raise InputError(f"there is no solver {name!r}", f"use one of: {', '.join(SOLVERS)}")
-    return SOLVERS[name](schedule)
+    return SOLVERS[name](schedule, seed)
 
 
 def _log_snr(level: NoiseLevel) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -24,6 +25,11 @@ from torch import Tensor
 from soragen.diffusion.grid import Compression, Grid
 from soragen.diffusion.guidance import Denoiser as Denoiser  # part of the contract
 from soragen.diffusion.schedule import NoiseLevel
+from soragen.models.lora import Targets
+from soragen.models.offload import Residence
+from soragen.models.weights import Change
+
+NO_CHANGES: Mapping[str, Change] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -128,9 +134,24 @@ class Family(Protocol):
 
     def latent_channels(self, folder: Path) -> int: ...
 
-    def load_text_encoder(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder: ...
+    def load_text_encoder(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+    ) -> TextEncoder: ...
 
-    def load_transformer(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Transformer: ...
+    def load_transformer(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = Residence.RESIDENT,
+        changes: Mapping[str, Change] = NO_CHANGES,
+    ) -> Transformer:
+        """changes: of the weights as they are loaded, by the names of `lora_targets`."""
+        ...
+
+    def lora_targets(self, folder: Path) -> dict[str, Targets]:
+        """What a LoRA may change: "" is the one transformer, or "high" and "low" are those for high and low noise."""
+        ...
 
     def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Vae: ...
 
@@ -153,4 +174,38 @@ class ImageFamily(Family, Protocol):
 
         The networks that it takes are gone afterwards. Raises InputError for frames the checkpoint does not take.
         """
+        ...
+
+
+@runtime_checkable
+class KeyframeFamily(Family, Protocol):
+    """A family with checkpoints that take given frames past the first one as keyframes.
+
+    The transformer of such a checkpoint is a `KeyframeTransformer`.
+    """
+
+    def takes_keyframes(self, folder: Path) -> bool: ...
+
+
+class Upscaler(Protocol):
+    """Enlarges finished frames; a stream, so that a video of any length takes the memory of a chunk."""
+
+    factor: int
+    """How many times the width and the height."""
+
+    def __call__(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Chunks [t, factor * H, factor * W, 3] float32 in 0..1 on the CPU, one for each chunk [t, H, W, 3] in 0..1."""
+        ...
+
+
+@runtime_checkable
+class UpscalerFamily(Family, Protocol):
+    """A family with checkpoints that have an upscaler of their own, learned for what their decoder gives."""
+
+    def upscale_factor(self, folder: Path) -> int:
+        """How many times it enlarges height and width; 1 where the checkpoint's folder has none."""
+        ...
+
+    def load_upscaler(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Upscaler | None:
+        """None where the checkpoint's folder has none."""
         ...

@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 
-from soragen.diffusion.schedule import NoiseLevel, Schedule, flow, flow_truncated
-from soragen.diffusion.solver import SOLVERS, make_solver
+from soragen.diffusion.schedule import NoiseLevel, Schedule, flow, flow_truncated, listed
+from soragen.diffusion.solver import make_solver
 from soragen.errors import InputError
+
+DETERMINISTIC = ("euler", "unipc")
 
 
 def walk(name: str, schedule: Schedule, latents: torch.Tensor, spread: float) -> torch.Tensor:
@@ -20,7 +22,7 @@ def walk(name: str, schedule: Schedule, latents: torch.Tensor, spread: float) ->
     return latents
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", DETERMINISTIC)
 @pytest.mark.parametrize("make", [flow, flow_truncated])
 def test_solvers_reach_the_exact_solution_at_their_order(name: str, make) -> None:  # type: ignore[no-untyped-def]
     noise = torch.randn(1, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -34,7 +36,7 @@ def test_solvers_reach_the_exact_solution_at_their_order(name: str, make) -> Non
     assert order > (0.9 if name == "euler" else 1.8)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", DETERMINISTIC)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 8])
 def test_a_certain_estimate_is_reached_exactly(name: str, num_steps: int) -> None:
     schedule = flow(num_steps, 3)
@@ -73,4 +75,19 @@ def test_a_solver_may_be_used_again() -> None:
 def test_an_unknown_solver_names_the_known_ones() -> None:
     with pytest.raises(InputError) as raised:
         make_solver("heun", flow(4, 1))
-    assert raised.value.hint == "use one of: euler, unipc"
+    assert raised.value.hint == "use one of: euler, unipc, renoise"
+
+
+def test_renoise_mixes_the_estimate_with_new_noise_of_the_seed() -> None:
+    schedule = listed([1000, 757, 522])
+    clean = torch.full((1, 2, 3, 4, 4), 2.0)
+    generator = torch.Generator().manual_seed(5)
+    start, first, second = (torch.randn(clean.shape, generator=generator) for _ in range(3))
+    solver = make_solver("renoise", schedule, seed=5)
+    for _ in range(2):  # used again, it draws the same
+        for index, noise in enumerate([first, second]):
+            expected = schedule[index + 1].alpha * clean + schedule[index + 1].sigma * noise
+            torch.testing.assert_close(solver.step(index, start, clean), expected)
+        assert torch.equal(solver.step(2, start, clean), clean)
+    other = make_solver("renoise", schedule, seed=6).step(0, start, clean)
+    assert not torch.allclose(other, schedule[1].alpha * clean + schedule[1].sigma * first, atol=0.1)

@@ -183,12 +183,32 @@ class TimeEmbedding(nn.Module):
         return self.linear(F.silu(embedding)).unflatten(-1, (6, -1)), embedding
 
 
+class GivenNoise:
+    """A little noise on given frames, which keeps a still one from stopping the motion around it.
+
+    The reference pipeline since 0.9.5 adds scale * sigma^2 of new noise at each level. Here it is new at each as well,
+    and the same for every prompt on a grid: each of their denoisers draws its own, and they are walked together.
+    """
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator("cpu").manual_seed(0)
+        self._level: NoiseLevel | None = None
+        self._noise = torch.empty(0)
+
+    def at(self, level: NoiseLevel, tokens: Tensor) -> Tensor:
+        """Standard normal values of the shape of `tokens`: drawn when the level is another one than before."""
+        if level != self._level:
+            self._noise, self._level = torch.randn(tokens.shape, generator=self._generator).to(tokens), level
+        return self._noise
+
+
 class LtxTransformer(nn.Module):
-    """causal_time: see `lay_coordinates`."""
+    """causal_time: see `lay_coordinates`. given_noise_scale: see `GivenNoise`; 0 is none."""
 
     def __init__(self, config: TransformerConfig, causal_time: bool) -> None:
         super().__init__()
         self.config, self.causal_time = config, causal_time
+        self.given_noise_scale = 0.15 if causal_time else 0.0
         width = config.width
         self.proj_in = nn.Linear(config.in_channels, width)
         self.time_embed = TimeEmbedding(width)
@@ -236,13 +256,17 @@ class LtxTransformer(nn.Module):
         rotary = (cos.to(device), sin.to(device))
         extra = [to_tokens(keyframe.latents.to(device)) for keyframe in keyframes]
         num_extra = sum(tokens.shape[1] for tokens in extra)
+        given_noise = GivenNoise()
 
         def denoise(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
             free = torch.ones(latents.shape[2], device=latents.device) if mask is None else mask.to(latents)
             timesteps, rows = [level.timestep], torch.zeros(1, dtype=torch.long)
+            tokens = torch.cat([*extra, to_tokens(latents)], dim=1)  #         [1, F, S, C]
             if mask is not None or extra:
                 timesteps, rows = [0.0, level.timestep], F.pad(free, (num_extra, 0)).long()
-            tokens = torch.cat([*extra, to_tokens(latents)], dim=1)  #         [1, F, S, C]
+                if self.given_noise_scale:
+                    scale = self.given_noise_scale * level.sigma**2 * (rows == 0).to(tokens)
+                    tokens = tokens + scale[:, None, None] * given_noise.at(level, tokens)
             velocity = self(tokens, torch.tensor(timesteps, device=device), rows.to(device), rotary, words)
             velocity = velocity[:, num_extra:].permute(0, 3, 1, 2).reshape(latents.shape)
             return latents - level.sigma * free[:, None, None] * velocity  #   flow: x = clean + sigma * velocity

@@ -19,10 +19,9 @@ from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.guidance import guided
 from soragen.diffusion.noise import starting_noise
 from soragen.diffusion.sampler import denoise
-from soragen.diffusion.schedule import DynamicShift, Schedule, flow_dynamic, linear_quadratic, listed
+from soragen.diffusion.schedule import DynamicShift, Schedule, flow_dynamic, listed
 from soragen.diffusion.solver import Euler
 from soragen.families import load_family
-from soragen.models.family import Keyframe
 from soragen.size import VideoSize
 
 diffusers = pytest.importorskip("diffusers")
@@ -51,16 +50,15 @@ def first(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Any, P
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Any, Path]:
-    """The generation since 0.9.5. Known frames are taken as their mean, where the reference would draw."""
+    """The generation since 0.9.5."""
     pipeline = diffusers.LTXConditionPipeline(**components(VAE_095, second_scheduler()))
     return saved(pipeline, tmp_path_factory.mktemp("second"))
 
 
 @pytest.fixture
 def known_frames_are_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("pipeline_ltx_condition", "pipeline_ltx_image2video"):
-        module = getattr(__import__("diffusers.pipelines.ltx", fromlist=[name]), name)
-        monkeypatch.setattr(module, "retrieve_latents", lambda encoded, *args, **kwargs: encoded.latent_dist.mode())
+    module = __import__("diffusers.pipelines.ltx.pipeline_ltx_image2video", fromlist=["retrieve_latents"])
+    monkeypatch.setattr(module, "retrieve_latents", lambda encoded, *args, **kwargs: encoded.latent_dist.mode())
 
 
 def generator() -> torch.Generator:
@@ -83,14 +81,13 @@ def run(
     schedule: Schedule | None = None,
     guidance: float = GUIDANCE,
     known: KnownFrames | None = None,
-    keyframes: Sequence[Keyframe] = (),
 ) -> Tensor:
     """The final latents [1, C, T, H, W]."""
     family = load_family("ltx_video")
     grid = our_grid(folder)
     context, negative = family.load_text_encoder(folder, CPU, torch.float32).encode([PROMPT, NEGATIVE])
     transformer: Any = family.load_transformer(folder, CPU, torch.float32)
-    denoiser = guided(transformer.bind(context, grid, keyframes), transformer.bind(negative, grid, keyframes), guidance)
+    denoiser = guided(transformer.bind(context, grid), transformer.bind(negative, grid), guidance)
     schedule = schedule or flow_dynamic(STEPS, grid.num_tokens, DynamicShift())
     noise = starting_noise(SEED, family.latent_channels(folder), grid)
     return list(denoise(denoiser, noise, schedule, Euler(schedule), known))[-1].latents
@@ -134,32 +131,6 @@ def test_first_frame_of_the_first_generation(first: tuple[Any, Path]) -> None:
     vae = load_family("ltx_video").load_vae(folder, CPU, torch.float32)
     known = KnownFrames(vae.encode([pixels_of([picture(1)])]).repeat(1, 1, 5, 1, 1), torch.arange(5).clamp(max=1), True)
     assert relative_error(run(folder, known=known), unpack(expected)) < BOUND
-
-
-@pytest.mark.usefixtures("known_frames_are_means")
-@pytest.mark.parametrize("also_the_end", [False, True], ids=["first frame", "first frame and a clip at the end"])
-def test_known_frames_of_the_second_generation(second: tuple[Any, Path], also_the_end: bool) -> None:
-    pipeline, folder = second
-    from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
-
-    clip = [picture(seed) for seed in range(17)]
-    conditions = [LTXVideoCondition(image=picture(20), frame_index=0)]
-    conditions += [LTXVideoCondition(video=clip, frame_index=16)] if also_the_end else []
-    expected = pipeline(
-        conditions=conditions, **ASKED, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
-        generator=generator(), output_type="latent", image_cond_noise_scale=0.0,
-    ).frames  # fmt: skip
-
-    vae = load_family("ltx_video").load_vae(folder, CPU, torch.float32)
-    latents, mask = vae.encode([pixels_of([picture(20)])]).repeat(1, 1, 5, 1, 1), torch.tensor([0, 1, 1, 1, 1])
-    keyframes = []
-    if also_the_end:  # 17 frames are 3 latent frames: two as keyframes, the third in its place
-        end = vae.encode([pixels_of(clip)])
-        keyframes = [Keyframe(end[:, :, :2], 16)]
-        latents[:, :, 4:], mask[4] = end[:, :, 2:], 0
-    ours = run(folder, linear_quadratic(STEPS), known=KnownFrames(latents, mask, True), keyframes=keyframes)
-    assert relative_error(ours, expected) < BOUND
-    assert torch.equal(ours[:, :, 0], latents[:, :, 0])
 
 
 def test_distilled_to_the_last_pixel(second: tuple[Any, Path]) -> None:
