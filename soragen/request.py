@@ -8,20 +8,121 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from soragen.size import VideoSize
+from soragen.size import FITS, Fit, VideoSize
 
 RECIPE_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Source:
+    """A file that was given. Its name and hash are in the recipe; where it lies on this machine is nobody's business.
+
+    num_frames: how many it has, at the frame rate of the request.
+    """
+
+    path: Path
+    sha256: str
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a verb makes of given files, in the order in which it names them.
+
+    verb: "extend", "loop", "animate", "connect" or "restyle"; "continue" for a shot that goes on from the one before,
+    and is a file of its own. backward: of extend. strength: of restyle, 0..1.
+    fit: of pictures, and of clips after the first.
+    """
+
+    verb: str
+    sources: tuple[Source, ...] = ()
+    backward: bool = False
+    strength: float = 1.0
+    fit: Fit = "crop"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "verb": self.verb,
+            "sources": [
+                {"name": source.path.name, "sha256": source.sha256, "num_frames": source.num_frames}
+                for source in self.sources
+            ],
+            **({"backward": True} if self.backward else {}),
+            **({"strength": self.strength} if self.verb == "restyle" else {}),
+            **({"fit": self.fit} if self.fit != "crop" else {}),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Edit:
+        """The edit that `to_dict` wrote; the paths of its sources are bare names. Raises as `Request.from_dict`."""
+        if values.get("fit", "crop") not in FITS:
+            raise ValueError(f"fit {values['fit']!r}")
+        sources = tuple(
+            Source(Path(str(source["name"])), str(source["sha256"]), int(source["num_frames"]))
+            for source in values["sources"]
+        )
+        return cls(
+            verb=str(values["verb"]),
+            sources=sources,
+            backward=values.get("backward") is True,
+            strength=float(values.get("strength", 1.0)),
+            fit=cast("Fit", values.get("fit", "crop")),
+        )
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A file of changes to the transformer. Its name and hash are in the recipe, as those of a `Source` are.
+
+    scale: how much of them is added. target: "high" or "low" noise, of a checkpoint with two transformers; "" is all.
+    partial: whether it is taken where only a part of it fits.
+    """
+
+    path: Path
+    sha256: str
+    scale: float = 1.0
+    target: str = ""
+    partial: bool = False
+
+    @property
+    def spelled(self) -> str:
+        """As the user would type it, without the folder."""
+        scale = "" if self.scale == 1 else f":{self.scale:g}"
+        return f"{self.path.name}{scale}{'@' if self.target else ''}{self.target}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.path.name,
+            "sha256": self.sha256,
+            "scale": self.scale,
+            **({"target": self.target} if self.target else {}),
+            **({"partial": True} if self.partial else {}),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LoraFile:
+        """The file that `to_dict` wrote; its path is a bare name."""
+        return cls(
+            path=Path(Path(str(values["name"])).name),
+            sha256=str(values["sha256"]),
+            scale=float(values["scale"]),
+            target=str(values.get("target", "")),
+            partial=values.get("partial") is True,
+        )
+
+
+@dataclass(frozen=True)
 class Request:
-    """One video to make.
+    """One video to make. size: of the file, the frames of sources that stand in it included.
 
     seed: 0..2**63-1. guidance_scale: 1 means no guidance; low_noise_guidance_scale: of the second transformer, for low
     noise, where a checkpoint has two, and else the same. shift: of the noise levels (1 = none).
     checkpoint: a name in weights.toml, or the path of a folder in the published layout.
+    edit: what is done with given files; None for a video from the prompt alone.
+    loras: what is added to the weights of the transformer.
     """
 
     prompt: str
@@ -34,11 +135,14 @@ class Request:
     shift: float
     solver: str
     checkpoint: str
+    edit: Edit | None = None
+    loras: tuple[LoraFile, ...] = ()
 
     @property
     def is_guided(self) -> bool:
         """Whether the negative prompt is read, at any step."""
-        return self.guidance_scale != 1 or self.low_noise_guidance_scale != 1
+        same = self.prompt == self.negative_prompt  # then there is nothing to lead away from
+        return not same and (self.guidance_scale != 1 or self.low_noise_guidance_scale != 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in the order in which people read them."""
@@ -57,6 +161,8 @@ class Request:
             "shift": self.shift,
             "solver": self.solver,
             "checkpoint": self.checkpoint,
+            **({"edit": self.edit.to_dict()} if self.edit is not None else {}),
+            **({"loras": [lora.to_dict() for lora in self.loras]} if self.loras else {}),
         }
 
     @classmethod
@@ -76,4 +182,6 @@ class Request:
             shift=float(values["shift"]),
             solver=str(values["solver"]),
             checkpoint=str(values["checkpoint"]),
+            edit=Edit.from_dict(values["edit"]) if "edit" in values else None,
+            loras=tuple(LoraFile.from_dict(lora) for lora in values.get("loras", ())),
         )

@@ -6,14 +6,20 @@ from typing import Annotated
 
 import typer
 
+from soragen.cli.animate import animate
 from soragen.cli.batch import batch
+from soragen.cli.connect import connect
 from soragen.cli.decode import decode
 from soragen.cli.doctor import doctor
+from soragen.cli.extend import extend
 from soragen.cli.generate import generate
 from soragen.cli.image import image
 from soragen.cli.info import info
+from soragen.cli.loop import loop
 from soragen.cli.models import models
 from soragen.cli.replay import replay
+from soragen.cli.restyle import restyle
+from soragen.cli.storyboard import storyboard
 from soragen.cli.version import print_version
 
 app = typer.Typer(
@@ -26,6 +32,12 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(image)
+app.command()(animate)
+app.command()(extend)
+app.command()(loop)
+app.command()(connect)
+app.command()(restyle)
+app.command()(storyboard)
 app.command()(batch)
 app.command()(replay)
 app.command()(decode)

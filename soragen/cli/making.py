@@ -1,51 +1,105 @@
-"""The end that commands share which make one file: the plan alone, or the file and what is said of it."""
+"""What the commands share that make one file: common options, and the end, from a request to what is said of it."""
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, get_type_hints
 
-from soragen.cli import output
+from soragen.cli import options, output
 from soragen.pipeline.events import Note
 
 if TYPE_CHECKING:
     from soragen.request import Request
 
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options of every command that makes a video, in the order in which help lists them."""
+
+    file: options.Output = None
+    seed: options.Seed = None
+    steps: options.Steps = None
+    guidance: options.Guidance = None
+    negative: options.Negative = None
+    shift: options.Shift = None
+    solver: options.Solver = None
+    model: options.Model = "pocket"
+    lora: options.Lora = None
+    lora_partial: options.LoraPartial = False
+    device: options.Device = None
+    dtype: options.Dtype = None
+    overwrite: options.Overwrite = False
+    no_metadata: options.NoMetadata = False
+    strict: options.Strict = False
+    dry_run: options.DryRun = False
+    as_json: options.Json = False
+    quiet: options.Quiet = False
+    debug: options.Debug = False
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is asked of the model, by the names of `soragen.pipeline.resolve.resolve`."""
+        names = ("seed", "steps", "guidance", "negative", "shift", "solver", "model", "lora", "lora_partial")
+        return {name: getattr(self, name) for name in names}
+
+
+def with_common(command: Callable[Concatenate[Common, P], None]) -> Callable[P, None]:
+    """The command as Typer takes it: its own parameters, then the options of `Common`, which it gets as one."""
+    hints = get_type_hints(Common, include_extras=True)
+    names = {field.name for field in fields(Common)}
+    common = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(Common)
+    ]
+
+    def run(**values: Any) -> None:
+        shared = {name: values.pop(name) for name in names}
+        command(Common(**shared), **values)  # type: ignore[call-arg]
+
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *common]}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run  # type: ignore[return-value]
+
 
 def make(
     request: Request,
-    file: Path | None,
     talk: output.Talk,
+    common: Common,
     *,
     began: float,
+    stem: str = "",
     suffix: str = ".mp4",
-    say_seed: bool,
-    device: str | None,
-    dtype: str | None,
-    overwrite: bool,
-    metadata: bool,
-    strict: bool,
-    dry_run: bool,
-    as_json: bool,
+    say_seed: bool | None = None,
+    lossless: bool = False,
 ) -> None:
     """Makes what `request` describes and prints its path, or prints the plan.
 
-    file: None is a name from the prompt and the seed that ends in `suffix`. began: when the command did.
+    began: when the command did. stem: of the file where none is named, followed by the seed; "" is the prompt.
     """
-    if dry_run:
+    if common.dry_run:
         from soragen.catalog import find
         from soragen.pipeline.plan import make_plan
 
-        plan = make_plan(request, find(request.checkpoint), device, dtype)
-        output.json_object(plan.to_dict()) if as_json else output.data("\n".join(plan.lines()))
+        plan = make_plan(request, find(request.checkpoint), common.device, common.dtype)
+        output.json_object(plan.to_dict()) if common.as_json else output.data("\n".join(plan.lines()))
         return
 
     from soragen.pipeline.report import result_report
     from soragen.video.naming import default_output
 
-    path = file if file is not None else default_output(request.prompt, request.seed, Path(), suffix)
-    if say_seed:
+    path = common.file or default_output(stem or request.prompt, request.seed, Path(), suffix)
+    if common.seed is None if say_seed is None else say_seed:
         talk.listen(Note(f"seed {request.seed}"))
 
     from soragen.pipeline import run
@@ -53,14 +107,15 @@ def make(
     result = run.generate(
         request,
         path,
-        device=device,
-        dtype=dtype,
-        metadata=metadata,
-        overwrite=overwrite,
-        strict_prompt=strict,
+        device=common.device,
+        dtype=common.dtype,
+        metadata=not common.no_metadata,
+        lossless=lossless,
+        overwrite=common.overwrite,
+        strict_prompt=common.strict,
         listen=talk.listen,
     )
-    if as_json:
+    if common.as_json:
         output.json_object(result_report(result, time.monotonic() - began))
     else:
         output.data(str(result.path))

@@ -7,6 +7,38 @@ from typing import Annotated
 
 import typer
 
+Prompt = Annotated[str, typer.Argument(help='What to show. "-" reads it from standard input.', show_default=False)]
+VideoPrompt = Annotated[
+    str | None, typer.Argument(help="What to show. Default: the prompt in the recipe of the video.", show_default=False)
+]
+PicturePrompt = Annotated[
+    str | None,
+    typer.Argument(help="What happens. Default: the prompt in the recipe of the picture.", show_default=False),
+]
+Video = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
+Before = Annotated[Path, typer.Argument(metavar="A", help="The video that comes first.", show_default=False)]
+After = Annotated[Path, typer.Argument(metavar="B", help="The video that it leads to.", show_default=False)]
+VideoOrPrompt = Annotated[
+    str, typer.Argument(metavar="VIDEO|PROMPT", help="A video file, or what to show.", show_default=False)
+]
+Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="The first frame.", show_default=False)]
+Last = Annotated[Path | None, typer.Option("--last", metavar="IMAGE", help="The last frame.")]
+Fit = Annotated[
+    str, typer.Option("--fit", metavar="HOW", help="crop, pad or stretch what has another shape than the video.")
+]
+Strength = Annotated[
+    float, typer.Option("--strength", metavar="X", help="0 leaves the video as it is, 1 takes nothing of it.")
+]
+Backward = Annotated[bool, typer.Option("--backward", help="Make what came before.")]
+NewSeconds = Annotated[str | None, typer.Option("--seconds", metavar="S", help="Duration of the new part.")]
+NewFrames = Annotated[int | None, typer.Option("--frames", metavar="N", help="Frames of the new part.")]
+LoopSeconds = Annotated[
+    str | None, typer.Option("--seconds", metavar="S", help="Duration of the new clip, or of the bridge.")
+]
+LoopFrames = Annotated[
+    int | None, typer.Option("--frames", metavar="N", help="Frames of the new clip, or of the bridge.")
+]
+Lossless = Annotated[bool, typer.Option("--lossless", help="Store every frame exactly; the output ends in .mkv.")]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="File to write. Default: a name from the prompt and the seed."),
@@ -26,8 +58,16 @@ Negative = Annotated[str | None, typer.Option("--negative", metavar="TEXT", help
 Shift = Annotated[
     float | None, typer.Option("--shift", metavar="X", help="Shift of the noise levels towards noise; 1 is none.")
 ]
-Solver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="euler or unipc.")]
+Solver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="euler, unipc or renoise.")]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="A name from `models list`, or a folder.")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE", help="A LoRA to add: PATH[:SCALE][@high|low]. May be given again."),
+]
+OtherLora = Annotated[
+    list[str] | None, typer.Option("--lora", metavar="FILE", help="PATH[:SCALE][@high|low], instead of the recipe's.")
+]
+LoraPartial = Annotated[bool, typer.Option("--lora-partial", help="Take a LoRA that fits the model in part.")]
 OtherPrompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Another prompt than the recipe's.")]
 OtherSeed = Annotated[
     str | None, typer.Option("--seed", metavar="N", help='Another seed than the recipe\'s; "random" draws one.')
@@ -49,3 +89,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, besides the result.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+
+
+def video_suffix(lossless: bool) -> str:
+    """The ending of a file that is not named."""
+    return ".mkv" if lossless else ".mp4"

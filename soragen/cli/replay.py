@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from soragen.cli import options, output
-from soragen.cli.making import make
+from soragen.cli.making import Common, make
 
 
 def replay(
@@ -29,6 +29,8 @@ def replay(
     shift: options.Shift = None,
     solver: options.Solver = None,
     model: options.OtherModel = None,
+    lora: options.OtherLora = None,
+    lora_partial: options.LoraPartial = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
@@ -41,6 +43,7 @@ def replay(
 ) -> None:
     """Make a video again from the recipe inside it. What an option says is changed, all else stays."""
     began = time.monotonic()
+    from soragen.pipeline.edits import output_stem
     from soragen.pipeline.replay import read_replay
 
     with output.Talk(quiet=quiet) as talk:
@@ -59,21 +62,17 @@ def replay(
             guidance=guidance,
             shift=shift,
             solver=solver,
+            lora=lora,
+            lora_partial=lora_partial,
             device=device,
             dtype=dtype,
         )
+        shared = Common(
+            file=file, device=again.device, dtype=again.dtype, overwrite=overwrite, no_metadata=no_metadata,
+            strict=strict, dry_run=dry_run, as_json=as_json, quiet=quiet, debug=debug,
+        )  # fmt: skip
+        lossless = again.lossless and (file is None or file.suffix.lower() == again.suffix)
         make(
-            again.request,
-            file,
-            talk,
-            began=began,
-            suffix=again.suffix,
-            say_seed=seed == "random",
-            device=again.device,
-            dtype=again.dtype,
-            overwrite=overwrite,
-            metadata=not no_metadata,
-            strict=strict,
-            dry_run=dry_run,
-            as_json=as_json,
-        )
+            again.request, talk, shared, began=began, stem=output_stem(again.request), suffix=again.suffix,
+            say_seed=seed == "random", lossless=lossless,
+        )  # fmt: skip

@@ -24,13 +24,17 @@ from soragen.errors import InputError, OutputError, SoragenError
 from soragen.leftovers import leftover
 from soragen.models.device import free_memory
 from soragen.pipeline import run
+from soragen.pipeline.asking import keys_of, request_of, sources_in
+from soragen.pipeline.clock import Clock
 from soragen.pipeline.contexts import Contexts, contexts_beside
+from soragen.pipeline.edits import output_stem
 from soragen.pipeline.events import Event, Listener, Note, Progress, Stage
+from soragen.pipeline.frames import audio_of, seam_of
 from soragen.pipeline.journal import Journal
-from soragen.pipeline.latents import load_latents
+from soragen.pipeline.latents import holds, load_latents
 from soragen.pipeline.lines import Line, read_lines
 from soragen.pipeline.plan import Plan, make_plan
-from soragen.pipeline.resolve import resolve
+from soragen.pipeline.sources import with_sources
 from soragen.request import Request
 from soragen.video.naming import default_output, next_free
 from soragen.video.recipe import read_recipe
@@ -53,7 +57,7 @@ class Job:
     key: str
     plan: Plan
     output: Path
-    clock: run.Clock
+    clock: Clock
     latents: Path | None = None
 
 
@@ -147,9 +151,8 @@ class Batch:
 
     def _values(self, line: Line) -> dict[str, Any]:
         """What the line says, over what holds for all."""
-        defaults = {key: value for key, value in self.options.defaults.items() if value is not None}
-        if line.values.get("command") == "image":
-            defaults = {key: value for key, value in defaults.items() if key not in ("seconds", "frames", "fps")}
+        takes = keys_of(line.values.get("command", "generate"))
+        defaults = {key: value for key, value in self.options.defaults.items() if value is not None and key in takes}
         if line.values.keys() & {"seconds", "frames"}:
             defaults = {key: value for key, value in defaults.items() if key not in ("seconds", "frames")}
         return {**defaults, **line.values}
@@ -157,22 +160,25 @@ class Batch:
     def _job(self, line: Line, key: str, values: dict[str, Any], num_bytes: int) -> Job | None:
         """None when the journal and the disk say that it is done. num_bytes: of the latents of the jobs before it."""
         known = self.journal.known.get(key)
+        if known is not None and known.done is not None and known.done.is_file():
+            return None
         listen = self._about(line.number)
-        request = known.request if known else _request(values, listen)
+        request = with_sources(known.request, sources_in(values)) if known else request_of(values, listen)
         plan = make_plan(request, find(request.checkpoint), self.options.device, self.options.dtype)
         if known is None:
             output = self._output(values, request)
-            job = Job(line.number, key, plan, output, run.Clock(listen))
-        elif known.done is not None and known.done.is_file():
-            return None
+            job = Job(line.number, key, plan, output, Clock(listen))
         else:
-            job = Job(line.number, key, plan, _shown(known.output), run.Clock(listen))
-            job.latents = known.latents if known.latents and _fit(known.latents, plan) else None
+            job = Job(line.number, key, plan, _shown(known.output), Clock(listen))
+            if known.latents and holds(known.latents, run.make_recipe(plan), plan.latent_shape):
+                job.latents = known.latents
             if known.done is None and _holds(known.output, request):  # it was killed in between
                 self._finish(job, known.output)
                 return None
         beside = num_bytes + plan.latent_bytes
-        check_output(job.output, size=request.size, overwrite=self.options.overwrite, bytes_beside=beside)
+        check_output(
+            job.output, size=request.size, overwrite=self.options.overwrite, bytes_beside=beside, audio=audio_of(plan)
+        )
         self._taken.add(job.output.absolute())
         if known is None:
             for text in plan.notes():
@@ -188,7 +194,7 @@ class Batch:
                 raise InputError(f"output {path} is that of another line, too", "give each line its own")
             return path
         suffix = ".png" if values.get("command") == "image" else ".mp4"
-        free = named = default_output(request.prompt, request.seed, folder, suffix)
+        free = named = default_output(output_stem(request) or request.prompt, request.seed, folder, suffix)
         number = 1
         while free.absolute() in self._taken:
             number += 1
@@ -205,7 +211,7 @@ class Batch:
             with contexts_beside(self.source) as contexts:
                 encoded = self._encode(new, contexts)
                 free(first)
-                self._denoise(encoded, contexts)
+                self._denoise(self._read(encoded, contexts), contexts)
             free(first)
         self._decode([job for job in jobs if job.latents is not None], made)
         free(first)
@@ -226,6 +232,15 @@ class Batch:
             self.listen(Progress("text", number, len(jobs)))
         return encoded
 
+    def _read(self, jobs: Sequence[Job], contexts: Contexts) -> list[Job]:
+        """The jobs whose given frames, where they have any, are in `contexts` now."""
+        read = []
+        for job in jobs:
+            with self._guarded(job):
+                contexts.write_given(job.key, *run.encode_given(job.plan, job.clock))
+                read.append(job)
+        return read
+
     def _denoise(self, jobs: Sequence[Job], contexts: Contexts) -> None:
         if not jobs:
             return
@@ -237,7 +252,8 @@ class Batch:
                 request, device = job.plan.request, job.plan.machine.device
                 context = contexts.read(request.prompt, device)
                 negative = contexts.read(request.negative_prompt, device) if request.is_guided else None
-                latents = run.denoise_windows(job.plan, context, negative, job.clock, transformer)
+                given = contexts.read_given(job.key, device)
+                latents = run.denoise_all(job.plan, context, negative, given, job.clock, transformer)
                 saved = run.to_save(job.plan, latents, job.output, self.options.metadata)
                 job.latents = run.keep(saved, job.clock.listen)
                 if job.latents is None:
@@ -258,7 +274,8 @@ class Batch:
                 path = run.decode_to_file(job.plan, saved, job.output, self.options.overwrite, job.clock, vae)
                 self._finish(job, path)
             if path is not None:
-                made(run.Result(path, job.plan.request, job.clock.seconds))
+                seam = seam_of(job.plan.request, path, job.clock.listen)
+                made(run.Result(path, job.plan.request, job.clock.seconds, seam))
 
     def _finish(self, job: Job, path: Path) -> None:
         self.journal.write("done", key=job.key, line=job.line, output=str(path.absolute()))
@@ -297,26 +314,6 @@ class Batch:
                     self.listen(event)
 
         return listen
-
-
-def _request(values: dict[str, Any], listen: Listener) -> Request:
-    """What a line asks, as the command of its name would take it."""
-    image = values.get("command") == "image"
-    asked = {key: value for key, value in values.items() if key not in ("command", "output")}
-    if image:
-        asked["frames"] = 1
-    return resolve(listen=listen, typed=False, odd_sides=image, **asked)
-
-
-def _fit(latents: Path, plan: Plan) -> bool:
-    """Whether the file holds the latents of this plan."""
-    try:
-        saved = load_latents(latents)
-    except InputError:
-        return False
-    made = run.make_recipe(plan)
-    same = all(saved.recipe.get(part) == made[part] for part in ("request", "model"))
-    return same and tuple(saved.latents.shape) == plan.latent_shape
 
 
 def _holds(output: Path, request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""Encoded prompts on disk, between the text encoder and the transformer of a batch."""
+"""Encoded prompts and given frames on disk, between the networks of a batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from soragen.diffusion.condition import KnownFrames
 from soragen.leftovers import leftover
-from soragen.models.family import Context
+from soragen.models.family import Context, ImageCondition, Keyframe
+from soragen.pipeline.conditions import Conditions
 
 
 class Contexts:
@@ -29,6 +33,40 @@ class Contexts:
 
     def read(self, prompt: str, device: torch.device) -> Context:
         return Context(**{name: tensor.to(device) for name, tensor in load_file(self._file(prompt)).items()})
+
+    def write_given(self, key: str, conditions: Conditions, source: Tensor | None) -> None:
+        """What the job `key` is given besides words. One that is given nothing leaves no file."""
+        tensors: dict[str, Tensor] = {} if source is None else {"source": source}
+        facts: dict[str, str] = {}
+        if (known := conditions.known) is not None:
+            tensors |= {"known": known.latents, "mask": known.mask}
+            facts |= {"native": str(known.native), "repeats": str(known.repeats)}
+        for keyframe in conditions.keyframes:
+            tensors[f"keyframe {keyframe.frame}"] = keyframe.latents
+        if (image := conditions.image) is not None:
+            tensors |= {"channels": image.channels} | ({"tokens": image.tokens} if image.tokens is not None else {})
+        if tensors:
+            plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(plain, self._given(key), facts)
+
+    def read_given(self, key: str, device: torch.device) -> tuple[Conditions, Tensor | None]:
+        """What `write_given` wrote."""
+        if not (path := self._given(key)).exists():
+            return Conditions(None), None
+        tensors = load_file(path, device=str(device))
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+        known = image = None
+        if "known" in tensors:
+            known = KnownFrames(tensors["known"], tensors["mask"], facts["native"] == "True", int(facts["repeats"]))
+        if "channels" in tensors:
+            image = ImageCondition(tensors["channels"], tensors.get("tokens"))
+        frames = [int(name.removeprefix("keyframe ")) for name in tensors if name.startswith("keyframe ")]
+        keyframes = tuple(Keyframe(tensors[f"keyframe {frame}"], frame) for frame in sorted(frames))
+        return Conditions(known, keyframes, image), tensors.get("source")
+
+    def _given(self, key: str) -> Path:
+        return self.folder / f"given-{key}.safetensors"
 
     def _file(self, prompt: str) -> Path:
         return self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"

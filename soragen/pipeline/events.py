@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-STAGES = ("load", "text", "denoise", "decode", "encode")
+STAGES = ("load", "text", "read", "denoise", "decode", "encode")
 
 
 @dataclass(frozen=True)

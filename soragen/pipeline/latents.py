@@ -27,7 +27,8 @@ class Saved:
     """Latents [1, C, T, H, W] float32 and all that is needed to go on from them.
 
     checkpoint: a name, or the absolute path of a folder. output: the video that was asked for, absolute.
-    metadata: whether the recipe goes into it.
+    metadata: whether the recipe goes into it. lossless: whether its frames are stored exactly.
+    sources: the files that stand in it, absolute, in the order of the recipe.
     """
 
     latents: Tensor
@@ -35,6 +36,8 @@ class Saved:
     checkpoint: str
     output: Path
     metadata: bool
+    lossless: bool = False
+    sources: tuple[Path, ...] = ()
 
 
 def save_latents(folder: Path, saved: Saved) -> Path:
@@ -49,6 +52,8 @@ def save_latents(folder: Path, saved: Saved) -> Path:
         "checkpoint": saved.checkpoint,
         "output": str(saved.output),
         "metadata": saved.metadata,
+        "lossless": saved.lossless,
+        "sources": [str(path) for path in saved.sources],
     }
     try:
         with leftover(lambda: part.unlink(missing_ok=True)):
@@ -61,6 +66,16 @@ def save_latents(folder: Path, saved: Saved) -> Path:
         raise OutputError(f"cannot write {path}: {error}", "free some space, or give another folder with -o") from error
 
 
+def holds(path: Path, recipe: dict[str, Any], shape: tuple[int, ...]) -> bool:
+    """Whether `path` holds latents of this shape, of the request and the model in `recipe`."""
+    try:
+        saved = load_latents(path)
+    except InputError:
+        return False
+    same = all(saved.recipe.get(part) == recipe[part] for part in ("request", "model"))
+    return same and tuple(saved.latents.shape) == shape
+
+
 def load_latents(path: Path) -> Saved:
     """What `save_latents` wrote. Raises InputError."""
     hint = f"give a file that ends in {SUFFIX}"
@@ -71,7 +86,9 @@ def load_latents(path: Path) -> Saved:
             latents = file.get_tensor("latents")
             run = json.loads(file.metadata()["run"])
         checkpoint, output = str(run["checkpoint"]), Path(run["output"])
-        saved = Saved(latents, dict(run["recipe"]), checkpoint, output, run["metadata"] is True)
+        sources = tuple(Path(path) for path in run["sources"])
+        metadata, lossless = run["metadata"] is True, run["lossless"] is True
+        saved = Saved(latents, dict(run["recipe"]), checkpoint, output, metadata, lossless, sources)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold latents that soragen saved", hint) from error
     if latents.dtype != torch.float32 or latents.ndim != 5 or not bool(torch.isfinite(latents).all()):

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from soragen.errors import InputError, SoragenError
+from soragen.pipeline.asking import check
 from soragen.pipeline.resolve import MAX_PROMPT
-
-COMMANDS = ("generate", "image")
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,21 @@ def _number(value: Any) -> float:
     raise ValueError("a number")
 
 
+def _yes(value: Any) -> bool:
+    if value in (True, False):
+        return bool(value)
+    if str(value).lower() in ("true", "yes", "1", "false", "no", "0"):
+        return str(value).lower() in ("true", "yes", "1")
+    raise ValueError("true or false")
+
+
 KEYS: dict[str, Callable[[Any], Any]] = {
     "prompt": _text, "command": _text, "output": _text, "model": _text, "negative": _text, "size": _text,
     "solver": _text, "seconds": _spoken, "fps": _spoken, "frames": _whole, "seed": _whole, "steps": _whole,
-    "guidance": _number, "shift": _number,
+    "guidance": _number, "shift": _number, "video": _text, "after": _text, "image": _text, "last": _text,
+    "fit": _text, "strength": _number, "backward": _yes, "continued": _yes,
 }  # fmt: skip
-"""What a line may say: the options of `soragen generate` by their names, and what each must be."""
+"""What lines and storyboards may say: the options of the commands by their names, and what each must be."""
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -114,7 +122,7 @@ def _read_csv(file: TextIO, path: Path) -> Iterator[Line]:
     rows = csv.DictReader(file, strict=True)
     try:
         names = [name.strip() for name in rows.fieldnames or ()]
-        if "prompt" not in names:
+        if not {"prompt", "command"} & set(names):
             raise InputError(f"the first line of {path} names no column prompt", f"known: {', '.join(KEYS)}")
         if unknown := [name for name in names if name not in KEYS]:
             raise InputError(f"{path} has a column {unknown[0]!r}", f"known: {', '.join(KEYS)}")
@@ -141,11 +149,8 @@ def _line(number: int, values: dict[str, Any]) -> Line:
             checked[key] = KEYS[key](value)
         except ValueError as error:
             return Line(number, {}, InputError(f"{key} {value!r} is not {error}", "see soragen generate --help"))
-    if "prompt" not in checked:
-        return Line(number, {}, InputError("no prompt", 'write it as "prompt": "a red ball"'))
-    command = checked.get("command", "generate")
-    if command not in COMMANDS:
-        return Line(number, {}, InputError(f"no command {command!r} in a list", f"use one of: {', '.join(COMMANDS)}"))
-    if command == "image" and (wrong := checked.keys() & {"seconds", "frames", "fps"}):
-        return Line(number, {}, InputError(f"an image has no {min(wrong)}", "leave it out"))
+    try:
+        check(checked)
+    except InputError as error:
+        return Line(number, {}, error)
     return Line(number, checked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,27 @@ from typing import Any
 from soragen.catalog import find
 from soragen.errors import InputError
 from soragen.pipeline.events import Listener, Note
+from soragen.pipeline.loras import with_loras
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.resolve import MAX_SEED, resolve
 from soragen.pipeline.run import make_recipe
+from soragen.pipeline.sources import beside, with_sources
 from soragen.request import RECIPE_VERSION, Request
+from soragen.video.facts import video_facts
 from soragen.video.formats import FORMATS
 from soragen.video.recipe import read_recipe
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What to run. suffix: of the file it came from. device, dtype: as the options of these names; None is the best."""
+    """What to run. suffix: of the file it came from. device, dtype: as the options of these names; None is the best.
+
+    lossless: whether that file stores every frame exactly.
+    """
 
     request: Request
     suffix: str
+    lossless: bool
     device: str | None
     dtype: str | None
 
@@ -46,6 +54,8 @@ def read_replay(
     guidance: float | None = None,
     shift: float | None = None,
     solver: str | None = None,
+    lora: Sequence[str] | None = None,
+    lora_partial: bool = False,
 ) -> Replay:
     """The run that made `source`, with what is not None changed. seed: a number, or "random" for another one.
 
@@ -53,13 +63,23 @@ def read_replay(
     Note says what is not as it was. Raises InputError, and WeightsError where the model is not on this machine.
     """
     recipe = _recipe_of(source)
+    if "storyboard" in recipe:
+        raise InputError(f"{source} is joined of several shots", "run soragen storyboard on its file again")
     try:
         asked = Request.from_dict(recipe["request"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{source} holds a recipe that is not whole", "make the video again from its prompt"
         ) from error
+    sizes = {"size": size, "seconds": seconds, "frames": frames, "fps": fps}
+    edit = asked.edit
+    is_sized = edit is not None and bool(edit.sources)
+    if edit is not None and is_sized and (named := [name for name, value in sizes.items() if value is not None]):
+        raise InputError(f"{source} is made of other files, its {named[0]} is theirs", f"use soragen {edit.verb} again")
+    folders = (source.parent, Path())
+    asked = with_sources(asked, beside(asked, folders))
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".mp4"
+    lossless = suffix == ".mkv" and video_facts(source).codec == "ffv1"
     new = resolve(
         asked.prompt if prompt is None else prompt,
         listen=listen,
@@ -74,8 +94,12 @@ def read_replay(
         guidance=guidance,
         shift=shift,
         solver=solver or asked.solver,
-        odd_sides=FORMATS[suffix].still,
+        odd_sides=lossless or FORMATS[suffix].still,
         typed=prompt is not None,
+        lora=lora,
+        lora_partial=lora_partial,
+        video=asked.size if is_sized else None,
+        edit=asked.edit,
     )
     # The recipe says more than can be typed: two guidance scales, a shift that is none. So only what is asked changes.
     changes: dict[str, Any] = {"size": new.size, "seed": new.seed, "num_steps": new.num_steps}
@@ -84,11 +108,12 @@ def read_replay(
         changes |= {"guidance_scale": new.guidance_scale, "low_noise_guidance_scale": new.low_noise_guidance_scale}
     if shift is not None:
         changes["shift"] = new.shift
+    changes["loras"] = new.loras if lora else with_loras(asked, folders).loras
     request = replace(asked, checkpoint=new.checkpoint, **changes)
     device, dtype, plan = _as_it_was(request, recipe, device, dtype)
     if changed := differences(recipe, make_recipe(plan)):
         listen(Note(f"compared with the recipe: {', '.join(changed)}; the video may differ"))
-    return Replay(request, suffix, device, dtype)
+    return Replay(request, suffix, lossless, device, dtype)
 
 
 def _recipe_of(source: Path) -> dict[str, Any]:

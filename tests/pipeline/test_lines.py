@@ -45,8 +45,9 @@ def test_json_values_are_what_the_options_take(tmp_path: Path) -> None:
         ('{"prompt": "a", "steps": Infinity}', "steps inf is not a whole number"),
         ('{"prompt": "a", "shift": "x"}', "shift 'x' is not a number"),
         ('{"prompt": "a", "seconds": [1]}', "seconds [1] is not a number"),
-        ('{"prompt": "a", "command": "extend"}', "no command 'extend'"),
-        ('{"prompt": "a", "command": "image", "seconds": 1}', "an image has no seconds"),
+        ('{"prompt": "a", "command": "paint"}', "no command 'paint'"),
+        ('{"prompt": "a", "command": "extend"}', "no video"),
+        ('{"prompt": "a", "command": "image", "seconds": 1}', "image takes no seconds"),
     ],
 )
 def test_a_bad_line_does_not_end_the_list(tmp_path: Path, line: str, words: str) -> None:

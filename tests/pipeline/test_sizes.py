@@ -25,14 +25,14 @@ def notes(events: list[Event]) -> list[str]:
     [
         ("128x128", None),
         ("130x126", "rendered at 144x128, cropped to 130x126"),
-        ("334x258", "tiny renders 146x112, enlarged to 334x258 as it is written"),
-        ("854x480", "tiny renders 171x96, enlarged to 854x480 as it is written"),
-        ("1920x1080", "tiny renders 171x96, enlarged to 1920x1080 as it is written"),
-        ("1080x1920", "tiny renders 96x171, enlarged to 1080x1920 as it is written"),
-        ("64x64", "tiny renders 128x128, reduced to 64x64 as it is written"),
-        ("4096x64", "tiny renders 1024x16, enlarged to 4096x64 as it is written"),
-        ("64x4096", "tiny renders 16x1024, enlarged to 64x4096 as it is written"),
-        ("4096x4096", "tiny renders 128x128, enlarged to 4096x4096 as it is written"),
+        ("334x258", "tiny renders 146x112, enlarged to 334x258"),
+        ("854x480", "tiny renders 171x96, enlarged to 854x480"),
+        ("1920x1080", "tiny renders 171x96, enlarged to 1920x1080"),
+        ("1080x1920", "tiny renders 96x171, enlarged to 1080x1920"),
+        ("64x64", "tiny renders 128x128, reduced to 64x64"),
+        ("4096x64", "tiny renders 1024x16, enlarged to 4096x64"),
+        ("64x4096", "tiny renders 16x1024, enlarged to 64x4096"),
+        ("4096x4096", "tiny renders 128x128, enlarged to 4096x4096"),
     ],
 )
 def test_the_file_has_the_size_that_was_asked(

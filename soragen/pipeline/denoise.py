@@ -1,0 +1,98 @@
+"""From noise, a sentence and what is given to the latents of the whole timeline, window after window."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from soragen.diffusion.condition import KnownFrames
+from soragen.diffusion.guidance import Denoiser, Scale, guided
+from soragen.diffusion.noise import starting_noise
+from soragen.diffusion.sampler import denoise
+from soragen.diffusion.solver import make_solver
+from soragen.diffusion.windows import Window
+from soragen.models.family import Context, ExpertTransformer, Transformer
+from soragen.pipeline.conditions import Conditions, bind
+from soragen.pipeline.events import Listener, Progress
+from soragen.pipeline.plan import Plan
+from soragen.request import Request
+
+
+def denoise_windows(
+    plan: Plan,
+    context: Context,
+    negative: Context | None,
+    conditions: Conditions,
+    source: Tensor | None,
+    transformer: Transformer,
+    listen: Listener,
+) -> Tensor:
+    """Latents [1, C, T, H, W] of the whole timeline, on the CPU. source: those of the video that is restyled."""
+    request, device, first_step = plan.request, plan.machine.device, plan.first_step
+    noise = starting_noise(request.seed, plan.latent_channels, plan.grid)
+    latents = torch.zeros_like(noise)
+    is_known = torch.zeros(noise.shape[2], dtype=torch.bool)
+    given, cyclic = conditions.known, plan.timeline.num_cyclic
+    if given is not None:
+        is_known = given.mask.cpu() == 0
+        latents[:, :, is_known] = given.latents.cpu()[:, :, is_known].float()
+    steps = request.num_steps - first_step
+    denoiser: Denoiser | None = None
+    for number, window in enumerate(plan.windows):
+        known = _known_in(window, latents, is_known, given, device)
+        if known is None or bool(known.mask.any()):
+            if denoiser is None or conditions.keyframes:  # which move against the window
+                denoiser = _bind(plan, context, negative, conditions, window, transformer)
+            start = mixed = noise[:, :, window.frames].to(device)
+            if source is not None:
+                level = plan.schedule[first_step]
+                mixed = level.alpha * source[:, :, window.frames].to(start) + level.sigma * start
+            solver = make_solver(request.solver, plan.schedule, request.seed + number)
+            for step in denoise(
+                denoiser, mixed, plan.schedule, solver, known, first_step=first_step, noise=start, seed=request.seed
+            ):
+                done = number * steps + step.index + 1 - first_step
+                listen(Progress("denoise", done, steps * len(plan.windows)))
+            latents[:, :, window.new] = step.latents[:, :, window.new_in_window].cpu()
+        is_known[window.new] = True
+        if number == 0 and cyclic:  # only now is it known what the end has to arrive at
+            latents[:, :, -cyclic:] = latents[:, :, 1 : 1 + cyclic]
+            is_known[-cyclic:] = True
+    return latents
+
+
+def _known_in(
+    window: Window, latents: Tensor, is_known: Tensor, given: KnownFrames | None, device: torch.device
+) -> KnownFrames | None:
+    """What was given of a window's frames, or made before; None where it makes all of them."""
+    free = ~is_known[window.frames]
+    if bool(free.all()):
+        return None
+    native, repeats = (True, 1) if given is None else (given.native, given.repeats)
+    return KnownFrames(latents[:, :, window.frames].to(device), free.float().to(device), native, repeats)
+
+
+def _bind(
+    plan: Plan,
+    context: Context,
+    negative: Context | None,
+    conditions: Conditions,
+    window: Window,
+    transformer: Transformer,
+) -> Denoiser:
+    grid = plan.window_grid
+    return guided(
+        bind(transformer, context, grid, conditions, window),
+        bind(transformer, negative, grid, conditions, window) if negative is not None else None,
+        guidance(plan.request, transformer),
+    )
+
+
+def guidance(request: Request, transformer: Transformer) -> Scale:
+    """One scale, or that of the expert which takes the step."""
+    high, low = request.guidance_scale, request.low_noise_guidance_scale
+    if not request.is_guided:
+        return 1.0
+    if high == low or not isinstance(transformer, ExpertTransformer):
+        return high
+    return lambda level: high if transformer.is_high(level) else low

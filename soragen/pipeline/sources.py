@@ -1,0 +1,67 @@
+"""The files that a verb is given: what they are, and that they are still the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from soragen.errors import InputError
+from soragen.request import Request, Source
+from soragen.size import VideoSize
+
+
+def open_clip(path: Path, fps: Fraction | None = None) -> tuple[Source, VideoSize]:
+    """A video, and its size; at `fps` where that is given. Raises InputError for what is none."""
+    from soragen.video.facts import video_facts
+    from soragen.video.read import frames_of
+
+    facts = video_facts(path)
+    if facts.container.endswith("_pipe"):
+        raise InputError(f"{path} is a picture where a video is needed", "soragen animate begins with a picture")
+    size, _ = frames_of(path, facts, fps=fps)
+    return Source(path, hash_of(path), size.num_frames), size
+
+
+def open_picture(path: Path) -> tuple[Source, VideoSize]:
+    """A picture, or the first one of an animated picture, and its size. Raises InputError for what is none."""
+    from soragen.video.picture_input import picture_size
+
+    return Source(path, hash_of(path), 1), picture_size(path)
+
+
+def hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sources(request: Request) -> None:
+    """Raises InputError where a file that `request` is made of has changed or gone since."""
+    if request.edit is not None:
+        with_sources(request, [source.path for source in request.edit.sources])
+
+
+def with_sources(request: Request, paths: Sequence[Path]) -> Request:
+    """`request`, out of a recipe, with the files it was made of. Raises InputError where they have changed or gone."""
+    if request.edit is None:
+        return request
+    found = []
+    for source, path in zip(request.edit.sources, paths, strict=True):
+        if not path.is_file():
+            raise InputError(f"{path} is gone, which this video is made of", "put it back")
+        if hash_of(path) != source.sha256:
+            raise InputError(f"{path} is not the file that this video was made of", "put that one back")
+        found.append(replace(source, path=path))
+    return replace(request, edit=replace(request.edit, sources=tuple(found)))
+
+
+def beside(request: Request, folders: Sequence[Path]) -> list[Path]:
+    """Where the sources named in a recipe may be: in the first of `folders` that has a file of the name."""
+    sources = request.edit.sources if request.edit is not None else ()
+    paths = []
+    for source in sources:
+        name = Path(source.path.name)  # a bare name: a recipe says nothing about where files lie
+        paths.append(next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name))
+    return paths
