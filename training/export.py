@@ -23,6 +23,13 @@ TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
     "model_max_length": 96,
 }  # fmt: skip
+PARTS = [
+    ("text", "text_encoder", "model.safetensors"),
+    ("transformer", "transformer", "diffusion_pytorch_model.safetensors"),
+    ("vae", "vae", "diffusion_pytorch_model.safetensors"),
+    ("upscaler", "upscaler", "diffusion_pytorch_model.safetensors"),
+]
+"""A folder of the run, the component it becomes, and the name of its file there."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,11 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("soragen/checkpoints/pocket"))
     options = parser.parse_args(arguments)
-    for source, part, name in (
-        ("text", "text_encoder", "model.safetensors"),
-        ("transformer", "transformer", "diffusion_pytorch_model.safetensors"),
-        ("vae", "vae", "diffusion_pytorch_model.safetensors"),
-    ):
+    for source, part, name in PARTS:
+        if part == "upscaler" and not (options.run / source).is_dir():  # a checkpoint is whole without one
+            continue
         target = options.folder / part
         target.mkdir(parents=True, exist_ok=True)
         tensors = load_file(options.run / source / "model.safetensors")
@@ -54,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         "transformer": ["soragen", "PocketTransformer"],
         "vae": ["soragen", "PocketVae"],
     }
+    if (options.folder / "upscaler").is_dir():
+        index["upscaler"] = ["soragen", "PocketUpscaler"]
     (options.folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     print("[pocket.files]")
     for file in measure_files(options.folder):

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -217,6 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--head-width", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_STEP)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
@@ -231,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = TransformerConfig(
         latent_channels=vae.config.latent_channels, width=options.width, num_layers=options.layers,
         num_heads=options.width // 64, mlp_width=-(-options.width * 8 // 3 // 64) * 64,
-        text_width=encoder.config.d_model,
+        text_width=encoder.config.d_model, head_width=options.head_width,
     )  # fmt: skip
     torch.manual_seed(0)
     network = PocketTransformer(config)
@@ -239,6 +240,8 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.no_grad():
         network.latent_std.copy_(vae.latent_std)
     network.latent_std.requires_grad_(False)
+    if (restored := folder / "model.safetensors").exists() and not state_path.exists():
+        network.load_state_dict(load_file(restored))
     network.to(device)
     average = PocketTransformer(config).to(device).requires_grad_(False)
     average.load_state_dict(network.state_dict())

@@ -87,10 +87,36 @@ def psnr(error: Tensor) -> float:
     return float(-10 * torch.log10(error.square().mean()))
 
 
+def ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Structural similarity of pictures [B, C, H, W] in 0..1 (Wang et al. 2004, windows of 7 x 7), 1 at most."""
+    mean1, mean2 = F.avg_pool2d(one, 7, 1), F.avg_pool2d(other, 7, 1)
+    spread1 = F.avg_pool2d(one.square(), 7, 1) - mean1.square()
+    spread2 = F.avg_pool2d(other.square(), 7, 1) - mean2.square()
+    both = F.avg_pool2d(one * other, 7, 1) - mean1 * mean2
+    c1, c2 = 0.01**2, 0.03**2
+    return (
+        (2 * mean1 * mean2 + c1) * (2 * both + c2) / ((mean1.square() + mean2.square() + c1) * (spread1 + spread2 + c2))
+    ).mean()
+
+
+def seam(out: Tensor, truth: Tensor) -> Tensor:
+    """Change from frame to frame where a latent frame ends, as a share of that inside of one, over that of the truth.
+
+    Frames [n, 1 + 4k, 3, H, W]. 1 is a video whose latent frames cannot be seen.
+    """
+
+    def share(video: Tensor) -> Tensor:
+        change = video.diff(dim=1).abs().mean(dim=(0, 2, 3, 4))  #       [4k]
+        across = torch.arange(len(change)) % GROUP == 0
+        return change[across].mean() / change[~across].mean()
+
+    return share(out) / share(truth)
+
+
 @torch.no_grad()
 def score(vae: PocketVae, shards: list[Path]) -> dict[str, float]:
-    """PSNR on held-out renders, all pixels and the subject's alone, and of the linear codec by itself."""
-    whole, subject = [], []
+    """Of held-out renders: PSNR of all pixels and of the subject's alone, SSIM, and `seam`."""
+    whole, subject, similar, seams = [], [], [], []
     for path in shards:
         tensors, _ = read_shard(path)
         groups = to_groups(tensors["frames"])
@@ -99,8 +125,12 @@ def score(vae: PocketVae, shards: list[Path]) -> dict[str, float]:
         mask = (tensors["mask"] > 127)[:, :, None].expand_as(error)
         whole.append(error.square().mean())
         subject.append(error[mask].square().mean())
-    return {name: float(-10 * torch.log10(torch.stack(values).mean())) for name, values in
-            (("psnr", whole), ("psnr_subject", subject))}  # fmt: skip
+        frames, truth = (video.flatten(1, 2)[:, GROUP - 1 :] / 2 + 0.5 for video in (out, groups))
+        similar.append(ssim(frames.flatten(0, 1), truth.flatten(0, 1)))
+        seams.append(seam(frames, truth))
+    scores = {name: float(-10 * torch.log10(torch.stack(values).mean())) for name, values in
+              (("psnr", whole), ("psnr_subject", subject))}  # fmt: skip
+    return scores | {"ssim": float(torch.stack(similar).mean()), "seam": float(torch.stack(seams).mean())}
 
 
 def save(vae: PocketVae, folder: Path) -> None:
@@ -140,6 +170,8 @@ def main(arguments: list[str] | None = None) -> None:
         state = torch.load(state_path, weights_only=True)
         vae.load_state_dict(state["vae"])
         step, seconds = state["step"], state["seconds"]
+    elif (folder / "model.safetensors").exists():
+        vae.load_state_dict(load_file(folder / "model.safetensors"))
     else:
         fit_linear(vae, sorted((options.run / "pixels").glob("clips-*"))[:48])
         fit_normalisation(vae, sorted((options.run / "pixels").glob("clips-*"))[:24])

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from soragen.pipeline.resolve import resolve
 from soragen.pipeline.run import generate
 from soragen.video.facts import video_facts
-from training import clips, export, latents, text, transformer, vae
+from training import clips, export, latents, restore, text, transformer, vae
 from training.world.captions import caption
 from training.world.render import render
 from training.world.scene import ATTRIBUTES, SUBJECTS, is_held_out, sample_scene
@@ -59,6 +60,21 @@ def test_every_stage_goes_on_where_it_was(run: Path, capsys: pytest.CaptureFixtu
     step = torch.load(run / "vae" / "state.pt", weights_only=True)["step"]
     vae.main([str(run), "--minutes", "0.02", "--batch", "1", "--crop", "32", "--frames", "5", "--freeze-encoder"])
     assert torch.load(run / "vae" / "state.pt", weights_only=True)["step"] > step
+
+
+def test_a_lost_run_is_made_again_of_what_was_exported(run: Path, tmp_path: Path) -> None:
+    restore.main([str(tmp_path), str(run / "checkpoint")])
+    for source, part, name in export.PARTS[:3]:
+        exported = load_file(run / "checkpoint" / part / name)
+        restored = load_file(tmp_path / source / "model.safetensors")
+        assert restored.keys() == exported.keys()
+        assert all(torch.equal(restored[key], tensor.float()) for key, tensor in exported.items())
+    (tmp_path / "latents").symlink_to(run / "latents")
+    (tmp_path / "held_out_latents").symlink_to(run / "held_out_latents")
+    transformer.main([str(tmp_path), "--minutes", "0.01", "--width", "64", "--layers", "1", "--tokens", "64"])
+    trained = torch.load(tmp_path / "transformer" / "state.pt", weights_only=True)["network"]["patch_in.weight"]
+    began = load_file(run / "checkpoint" / "transformer" / export.PARTS[1][2])["patch_in.weight"].float()
+    assert (trained - began).abs().mean() < 0.1 * began.abs().mean()
 
 
 def test_a_frozen_encoder_keeps_the_latents_valid(run: Path) -> None:
