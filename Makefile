@@ -19,6 +19,7 @@ check: $(VENV)/installed-test
 
 docs: $(VENV)/installed-test
 	$(BIN)/python docs/write_cli.py
+	$(BIN)/python docs/write_models.py
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python bench/generate.py

@@ -23,15 +23,17 @@ from typing import Any
 
 from soragen.errors import InputError, WeightsError
 from soragen.installed import File as File  # a part of `Checkpoint`
-from soragen.installed import absent_files, model_folder, read_record
+from soragen.installed import absent_files, model_folder, models_folder, read_record
 from soragen.layout import compare, read_json, transformer_class_of
 from soragen.tables import Table, build, check_keys, merge, read_toml
 
 EMBEDDED = "embedded"
+OWN = "soragen.json"
+"""In a folder of the user's own: values that differ from those of the model it is nearest to, or `like` another."""
 SHIFTED = ("flow", "flow_shifted_twice", "flow_truncated")
 """Schedules that take a shift."""
 SCHEDULES = (*SHIFTED, "flow_dynamic", "linear_quadratic", "listed")
-SOLVERS = ("euler", "unipc")
+SOLVERS = ("euler", "unipc", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -289,7 +291,9 @@ def find(name_or_path: str) -> Checkpoint:
     if folder.is_dir():
         return _from_folder(folder.resolve())
     if folder.exists():
-        raise InputError(f"model {name_or_path!r} is a file", "give the folder that holds transformer/ and vae/")
+        raise InputError(f"model {name_or_path!r} is a file", "soragen models add makes a model of such files")
+    if (added := models_folder() / name_or_path / OWN).is_file():
+        return _from_folder(added.parent)
     nearest = difflib.get_close_matches(name_or_path.lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else f"known: {', '.join(known)}; "
     raise InputError(f"no model named {name_or_path!r}", hint + "the path of a folder works too")
@@ -338,14 +342,15 @@ def measure_files(folder: Path) -> tuple[File, ...]:
 
 def _from_folder(folder: Path) -> Checkpoint:
     """A checkpoint from a folder: soragen.json, if there, changes single values as a user's table would."""
-    nearest = identify(folder)[0][0]
-    own = {"source": str(folder), "revision": "", "files": {}, "description": f"{nearest.family} in {folder}"}
-    values = merge({key: value for key, value in _tables()[nearest.name].items() if key not in OF_ONE}, own)
-    if (extra := folder / "soragen.json").is_file():
-        changes = read_json(extra)
-        check_keys(Checkpoint, changes, str(extra))
-        values = merge(values, changes)
-    return _checkpoint(folder.name, values, str(folder))
+    extra, tables = folder / OWN, _tables()
+    changes = read_json(extra) if extra.is_file() else {}
+    check_keys(Checkpoint, changes, str(extra), also=("like",))
+    like = changes.pop("like", None) or identify(folder)[0][0].name
+    if like not in tables:
+        raise InputError(f"{extra} is to be like {like!r}", f"name another model: {', '.join(tables)}")
+    inherited = {key: value for key, value in tables[like].items() if key not in OF_ONE}
+    own = {"source": str(folder), "revision": "", "files": {}, "description": f"{inherited['family']} in {folder}"}
+    return _checkpoint(folder.name, merge(merge(inherited, own), changes), str(folder))
 
 
 def identify(folder: Path) -> tuple[list[Checkpoint], bool]:

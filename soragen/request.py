@@ -123,6 +123,7 @@ class Request:
     checkpoint: a name in weights.toml, or the path of a folder in the published layout.
     edit: what is done with given files; None for a video from the prompt alone.
     loras: what is added to the weights of the transformer.
+    direct: the whole size and duration are rendered at once, whatever the checkpoint was trained on.
     """
 
     prompt: str
@@ -137,6 +138,7 @@ class Request:
     checkpoint: str
     edit: Edit | None = None
     loras: tuple[LoraFile, ...] = ()
+    direct: bool = False
 
     @property
     def is_guided(self) -> bool:
@@ -163,6 +165,7 @@ class Request:
             "checkpoint": self.checkpoint,
             **({"edit": self.edit.to_dict()} if self.edit is not None else {}),
             **({"loras": [lora.to_dict() for lora in self.loras]} if self.loras else {}),
+            **({"direct": True} if self.direct else {}),
         }
 
     @classmethod
@@ -184,4 +187,5 @@ class Request:
             checkpoint=str(values["checkpoint"]),
             edit=Edit.from_dict(values["edit"]) if "edit" in values else None,
             loras=tuple(LoraFile.from_dict(lora) for lora in values.get("loras", ())),
+            direct=values.get("direct") is True,
         )

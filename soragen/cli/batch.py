@@ -17,7 +17,8 @@ def batch(
         typer.Argument(
             metavar="FILE",
             help="A list: .jsonl (objects), .csv (with a line of names) or .txt (prompts). A line may say: prompt, "
-            "command (generate or image), output, and the options below by their names.",
+            "command (generate, image, animate, extend, loop, connect, restyle), output, the options of that command "
+            "by their names, and its files: image and last, or video and after.",
             show_default=False,
         ),
     ],

@@ -16,6 +16,7 @@ def generate(
     seconds: options.Seconds = None,
     frames: options.Frames = None,
     fps: options.Fps = None,
+    direct: options.Direct = False,
     lossless: options.Lossless = False,
 ) -> None:
     """Make a video from a sentence and print the path of its file."""
@@ -25,6 +26,6 @@ def generate(
     with output.Talk(quiet=common.quiet) as talk:
         request = resolve(
             prompt, listen=talk.listen, size=size, seconds=seconds, frames=frames, fps=fps, odd_sides=lossless,
-            **common.asked,
+            direct=direct, **common.asked,
         )  # fmt: skip
         make(request, talk, common, began=began, suffix=options.video_suffix(lossless), lossless=lossless)

@@ -91,18 +91,35 @@ def _pull_offline(name: str, quiet: bool, yes: bool) -> None:
 
 @models.command("add")
 def add_model(
-    path: Annotated[Path, typer.Argument(help="A folder with transformer/, vae/ and so on.", show_default=False)],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH",
+            help="A folder with transformer/, vae/ and so on; or .safetensors files as other programs have them: the "
+            "transformer, the VAE, the text encoder, and a tokenizer where that has none inside.",
+            show_default=False,
+        ),
+    ],
     name: Annotated[
-        str | None, typer.Option("--as", metavar="NAME", help="Which model it is, where its configs do not tell.")
+        str | None, typer.Option("--as", metavar="NAME", help="Which model it is, where its files do not tell.")
     ] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Use the files of a model that are on this machine already. They are linked, not copied."""
-    from soragen.pipeline.add import add
+    """Use the files of a model that are on this machine already. They are linked, not copied.
 
+    Single files make a model with the name of the transformer's file: --model NAME.
+    """
+    from soragen.pipeline.add import add
+    from soragen.pipeline.assemble import assemble
+
+    if len(paths) > 1 or paths[0].is_file():
+        with output.Talk(quiet=quiet) as talk:
+            folder = assemble(paths, name, talk.listen)
+        output.data(str(folder))
+        return
     with output.Talk(quiet=quiet) as talk:
-        checkpoint, missing = add(path, name, talk.listen)
+        checkpoint, missing = add(paths[0], name, talk.listen)
     _added(checkpoint.name, missing)
 
 

@@ -48,6 +48,9 @@ Size = Annotated[
 ]
 Seconds = Annotated[str | None, typer.Option("--seconds", metavar="S", help="Duration, such as 5 or 2.5.")]
 Frames = Annotated[int | None, typer.Option("--frames", metavar="N", help="Number of frames, instead of --seconds.")]
+Direct = Annotated[
+    bool, typer.Option("--direct", help="Render the whole size and duration at once: no enlarging, no windows.")
+]
 Fps = Annotated[str | None, typer.Option("--fps", metavar="F", help="Frames per second: 24, 29.97 or 30000/1001.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Same seed, same video. Default: random.")]
 Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Denoising steps.")]

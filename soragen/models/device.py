@@ -189,5 +189,7 @@ def free_memory(device: torch.device) -> None:
     """Hands memory that torch keeps for later back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # page-locked memory, which the system cannot take back
+            torch.accelerator.empty_host_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()

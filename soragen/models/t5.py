@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from soragen.errors import WeightsError
 from soragen.models.weights import read_json
 
+TABLES = ("shared.weight", "encoder.embed_tokens.weight", "token_embedding.weight")
+"""What files call the embeddings of all tokens, of which a prompt needs a few."""
+
 
 @dataclass(frozen=True)
 class T5Config:

@@ -15,9 +15,11 @@ from tokenizers import Tokenizer as PublishedTokenizer
 from soragen.errors import InputError, NumericalError, WeightsError
 from soragen.models.embedding_cache import EmbeddingCache, cache_folder, encoder_hash
 from soragen.models.family import Context
+from soragen.models.keys import T5_NAMINGS
+from soragen.models.offload import Residence, load_network
 from soragen.models.sentencepiece import tokenizer_file
 from soragen.models.t5 import T5Config, T5Encoder
-from soragen.models.weights import is_finite, load_module
+from soragen.models.weights import is_finite
 
 __all__ = ["Padding", "PromptEncoder", "T5Config", "T5Encoder", "Tokenizer", "load_t5"]
 
@@ -71,15 +73,21 @@ class Tokenizer:
         return [*encoding.ids[:kept], self.end_id], dropped
 
 
-def load_t5(folder: Path, device: torch.device, dtype: torch.dtype) -> T5Encoder:
+def load_t5(
+    folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+) -> T5Encoder:
     """The encoder in a published folder, which may hold the decoder too. Raises WeightsError."""
     config = T5Config.read(folder)
-    return load_module(
+    return load_network(
         lambda: T5Encoder(config),
         folder,
+        residence=residence,
+        blocks="encoder.block",
+        table="shared",
         device=device,
         dtype=dtype,
         keep_float32=("DenseReluDense.wo.",) if dtype == torch.float16 else (),  # its outputs overflow float16
+        namings=T5_NAMINGS,
         tied={"encoder.embed_tokens.weight": "shared.weight"},
         allow_extra=("decoder.", "lm_head."),
     )
@@ -89,7 +97,7 @@ class PromptEncoder:
     """Prompts to contexts with a published T5 or UMT5. The encoder is loaded when the first uncached prompt comes.
 
     folder: config.json and weights. tokenizer: the tokenizer.json. max_length: tokens, the end token included.
-    cache: where embeddings are kept; by default the user's cache folder, None for none.
+    cache: where embeddings are kept; by default the user's cache folder, None for none. residence: of the encoder.
     """
 
     def __init__(
@@ -102,12 +110,14 @@ class PromptEncoder:
         dtype: torch.dtype,
         padding: Padding = "none",
         cache: Path | Literal["default"] | None = "default",
+        residence: Residence = Residence.RESIDENT,
     ) -> None:
         self.folder = folder
         self.max_length = max_length
         self.device = device
         self.dtype = dtype
         self.padding = padding
+        self.residence = residence
         tokenizer = tokenizer_file(tokenizer)
         self.tokenizer = Tokenizer(tokenizer)
         vocab_size = T5Config.read(folder).vocab_size
@@ -151,7 +161,7 @@ class PromptEncoder:
     def _encode(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [L, D] and mask [L] of one prompt."""
         if self._encoder is None:
-            self._encoder = load_t5(self.folder, self.device, self.dtype)
+            self._encoder = load_t5(self.folder, self.device, self.dtype, self.residence)
         length = len(ids) if self.padding == "none" else self.max_length
         padded = torch.tensor([ids + [self.tokenizer.pad_id] * (length - len(ids))], device=self.device)  # [1, L]
         mask = torch.arange(length, device=self.device)[None] < len(ids)  # [1, L]

@@ -2,29 +2,109 @@
 
 The network is built without memory (on torch's meta device); the files are mapped, not read, and each tensor is cast
 and moved on its own, so that loading needs the network plus one tensor. Pickles are refused: reading one runs code.
+
+Weights in fp8 are read as the values that they stand for, each times its tensor's scale where the file has scales.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from soragen.errors import WeightsError
+from soragen.models.fingerprint import describe, not_safetensors, quantised, read_headers
+from soragen.models.keys import Naming, our_names
 
 Network = TypeVar("Network", bound=nn.Module)
 Rename = Mapping[str, str] | Callable[[str], str]
+Change = Callable[[str, Tensor], Tensor]
+"""The network's name of a weight, and the weight as it is stored, to what is loaded in its place."""
 
-FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors writes them
+FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}  # as safetensors writes them
+SCALE, SCALED = "scale_weight", ("scaled_fp8", "scale_input")
+"""What a file in scaled fp8 holds beside a tensor "weight"; what is for multiplying in fp8, not done here."""
 PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
+MAPPED_BYTES = 2**28
+"""What is copied out of a file before it is mapped anew: pages that were read count as memory while they are mapped."""
 NOT_THESE = "the file is incomplete, or belongs to another model: fetch it again, or name the checkpoint it came with"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the tensors of a network lie. Their names, shapes and kinds fit the network; no value was looked at.
+
+    stored: the network's name → file, and the name in it. scales: of stored values. shapes, dtypes: as the network has
+    them. change: of what is read.
+    """
+
+    stored: Mapping[str, tuple[Path, str]]
+    scales: Mapping[str, Tensor]
+    shapes: Mapping[str, torch.Size]
+    dtypes: Mapping[str, torch.dtype]
+    change: Change | None = None
+
+    def read(
+        self,
+        names: Iterable[str],
+        device: torch.device,
+        *,
+        check: bool = True,
+        into: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Each of these tensors in its type on `device`; where it fits as it is stored, a view of the mapped file.
+
+        check: whether values that are not finite raise WeightsError. into: memory for each of them, of its type, shape
+        and device, to be written instead.
+        """
+        path, file, copied = None, None, 0
+        for name in sorted(names, key=lambda name: self.stored[name][0]):
+            where, key = self.stored[name]
+            if where != path or copied > MAPPED_BYTES:
+                file = None  # and with it the pages of the old mapping
+                file, path, copied = _open(where), where, 0
+            tensor = _read(file, key, where)
+            source = tensor.data_ptr()
+            if name in self.scales:
+                tensor = tensor.float() * self.scales[name]
+            if self.change is not None:
+                tensor = self.change(name, tensor.to(device))
+            tensor = tensor.to(self.dtypes[name]) if into is None else into[name].copy_(tensor)
+            if check and not is_finite(tensor):
+                raise WeightsError(f"{where}: {key} holds values that are not finite in {tensor.dtype}", NOT_THESE)
+            tensor = tensor.to(device)
+            copied += tensor.nbytes if tensor.data_ptr() != source else 0
+            yield name, tensor
+            del tensor
+
+    def read_rows(self, name: str, index: Tensor, device: torch.device) -> Tensor:
+        """Rows [..., D] of a table [rows, D] for whole numbers [...] on the CPU; the others are not read."""
+        if self.change is not None or name in self.scales:
+            return dict(self.read([name], device))[name][index.to(device)]
+        path, key = self.stored[name]
+        rows = _read(_open(path), key, path)[index].to(self.dtypes[name])
+        if not is_finite(rows):
+            raise WeightsError(f"{path}: {key} holds values that are not finite in {rows.dtype}", NOT_THESE)
+        return rows.to(device)
+
+
+class Stored(NamedTuple):
+    """A tensor in a file that is open."""
+
+    file: Any
+    key: str
+    path: Path
+
+    def read(self) -> Tensor:
+        return _read(self.file, self.key, self.path)
 
 
 def load_module(
@@ -34,65 +114,115 @@ def load_module(
     device: torch.device,
     dtype: torch.dtype,
     keep_float32: Iterable[str] = (),
+    namings: Iterable[Naming] = (),
     rename: Rename | None = None,
     tied: Mapping[str, str] | None = None,
     allow_extra: Iterable[str] = (),
+    change: Change | None = None,
 ) -> Network:
     """The network that `build` makes, with the weights in `files`, ready to run (eval, no gradients).
 
     files: one .safetensors file, or a component's folder (single file, or shards with an index).
     dtype: of all floating-point tensors, but for those whose name contains one of `keep_float32`.
+    namings: other names that the tensors may have, as in the authors' own files.
     rename: stored name to the network's name; a table holds only the names that differ.
     tied: stored name to the network's name for second copies, which must equal the first, or may stand in for it.
     allow_extra: prefixes of stored names that belong to other networks.
+    change: what is done to each weight before it is cast.
 
     Everything the network has must be in the file: parameters and persistent buffers. A buffer that is not saved
     (`persistent=False`) cannot come out of a build without memory; compute it in the forward instead. Raises
-    WeightsError, RuntimeError for such a buffer.
+    WeightsError, which says what the file is where that is another model; RuntimeError for such a buffer.
     """
+    network, weights = find_weights(
+        build, files, dtype=dtype, keep_float32=keep_float32, namings=namings, rename=rename, tied=tied,
+        allow_extra=allow_extra, change=change,
+    )  # fmt: skip
+    network.load_state_dict(dict(weights.read(weights.stored, device)), strict=True, assign=True)
+    return ready(network)
+
+
+def find_weights(
+    build: Callable[[], Network],
+    files: Path,
+    *,
+    dtype: torch.dtype,
+    keep_float32: Iterable[str] = (),
+    namings: Iterable[Naming] = (),
+    rename: Rename | None = None,
+    tied: Mapping[str, str] | None = None,
+    allow_extra: Iterable[str] = (),
+    change: Change | None = None,
+) -> tuple[Network, Weights]:
+    """The network without memory (on torch's meta device), and where its weights are: see `load_module`."""
     keep_float32, allow_extra = tuple(keep_float32), tuple(allow_extra)
     with torch.device("meta"):
         network = build()
     wanted = network.state_dict()
     paths = weight_files(files)
     with ExitStack() as opened:
-        stored: dict[str, tuple[Any, str, Path]] = {}  # the network's name → open file, stored name, path
-        copies: list[tuple[str, Any, str, Path]] = []
+        found = [Stored(file, key, path) for path in paths for file in [opened.enter_context(_open(path))]
+                 for key in file.keys()]  # fmt: skip  # noqa: SIM118 (safe_open is not a mapping)
+        names = our_names((tensor.key for tensor in found), namings)
+        stored: dict[str, Stored] = {}  # by the network's name
+        copies: list[tuple[str, Stored]] = []
+        scales: dict[str, Tensor] = {}
         extra: list[str] = []
-        for path in paths:
-            file = opened.enter_context(_open(path))
-            for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                if tied and key in tied:
-                    copies.append((tied[key], file, key, path))
-                    continue
-                name = _renamed(key, rename)
-                if name in stored:
-                    raise WeightsError(f"{path}: {key} stands for {name}, which is there already", NOT_THESE)
-                if name in wanted:
-                    stored[name] = (file, key, path)
-                elif not key.startswith(allow_extra):
-                    extra.append(key)
-        for name, file, key, path in copies:
-            if name not in stored:
-                stored[name] = (file, key, path)
-        _check(files, wanted, stored, extra)
+        for tensor in found:
+            key, name = tensor.key, names[tensor.key]
+            if name is None or name.endswith(SCALED):
+                continue
+            if tied and name in tied:
+                copies.append((tied[name], tensor))
+                continue
+            name = _renamed(name, rename)
+            if name in stored:
+                raise WeightsError(f"{tensor.path}: {key} stands for {name}, which is there already", NOT_THESE)
+            if name in wanted:
+                stored[name] = tensor
+            elif name.endswith(SCALE) and (scaled := name.removesuffix(SCALE) + "weight") in wanted:
+                scales[scaled] = _factor(tensor)
+            elif not key.startswith(allow_extra):
+                extra.append(key)
+        for name, tensor in copies:
+            stored.setdefault(name, tensor)
+        _check(files, paths, wanted, stored, extra)
+        for name, tensor in copies:
+            if stored[name].key != tensor.key and not torch.equal(stored[name].read(), tensor.read()):
+                raise WeightsError(
+                    f"{tensor.path}: {tensor.key} and {stored[name].key} should be equal and are not", NOT_THESE
+                )
+    dtypes = {name: tensor.dtype for name, tensor in wanted.items()}
+    for name in [name for name, tensor in wanted.items() if tensor.is_floating_point()]:
+        dtypes[name] = torch.float32 if any(part in name for part in keep_float32) else dtype
+    return network, Weights(
+        stored={name: (tensor.path, tensor.key) for name, tensor in stored.items()},
+        scales=scales,
+        shapes={name: tensor.shape for name, tensor in wanted.items()},
+        dtypes=dtypes,
+        change=change,
+    )
 
-        loaded: dict[str, Tensor] = {}
-        for name, (file, key, path) in stored.items():
-            tensor = _read(file, key, path)
-            if wanted[name].is_floating_point():
-                tensor = tensor.to(torch.float32 if any(part in name for part in keep_float32) else dtype)
-            if not is_finite(tensor):
-                raise WeightsError(f"{path}: {key} holds values that are not finite in {tensor.dtype}", NOT_THESE)
-            loaded[name] = tensor.to(device)
-        for name, file, key, path in copies:
-            if stored[name][1] != key and not torch.equal(_read(*stored[name]), _read(file, key, path)):
-                raise WeightsError(f"{path}: {key} and {stored[name][1]} should be equal and are not", NOT_THESE)
-    network.load_state_dict(loaded, strict=True, assign=True)
-    left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
+
+def ready(network: Network, away: Iterable[str] = ()) -> Network:
+    """The network, ready to run (eval, no gradients). Raises RuntimeError where a tensor is not there.
+
+    away: prefixes of the names of tensors that are not there yet.
+    """
+    away = tuple(away)
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    left = [name for name, tensor in tensors if tensor.is_meta and not name.startswith(away)]
     if left:
         raise RuntimeError(f"{type(network).__name__} has buffers that no checkpoint holds: {some(left)}")
     return network.eval().requires_grad_(False)
+
+
+def _factor(scale: Stored) -> Tensor:
+    """The scale of a whole tensor. Raises WeightsError for scales of another kind."""
+    factor = scale.read()
+    if factor.numel() != 1:
+        raise WeightsError(f"{scale.path}: {scale.key} has {factor.numel()} values, one is known", "take a bf16 file")
+    return factor.float().reshape(())
 
 
 def weight_files(files: Path) -> list[Path]:
@@ -143,7 +273,8 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a whole safetensors file ({error})", "fetch it again") from error
+        with path.open("rb") as file:
+            raise not_safetensors(path, file.read(64)) from error
 
 
 def _read(file: Any, key: str, path: Path) -> Tensor:
@@ -160,7 +291,7 @@ def _renamed(key: str, rename: Rename | None) -> str:
 
 
 def _check(
-    files: Path, wanted: Mapping[str, Tensor], stored: Mapping[str, tuple[Any, str, Path]], extra: list[str]
+    files: Path, paths: list[Path], wanted: Mapping[str, Tensor], stored: Mapping[str, Stored], extra: list[str]
 ) -> None:
     """One error for all that does not fit, found from the headers alone, before any weight is read."""
     wrong = []
@@ -180,7 +311,20 @@ def _check(
     if wrong:
         problems.append(f"{len(wrong)} of the wrong kind ({some(wrong)})")
     if problems:
-        raise WeightsError(f"{files}: tensors {'; '.join(problems)}", NOT_THESE)
+        said, hint = _another(paths, wanted)
+        raise WeightsError(f"{files}{said}: tensors {'; '.join(problems)}", hint)
+
+
+def _another(paths: list[Path], wanted: Mapping[str, Tensor]) -> tuple[str, str]:
+    """What files are that do not fit, as " is a ... where a ... is needed", and what to do; "" where nobody knows."""
+    header = read_headers(paths)
+    found, needed = describe(header.shapes), describe({name: tuple(tensor.shape) for name, tensor in wanted.items()})
+    if (how := quantised(header)) and (not needed or set(needed) <= set(found)):
+        return f" is {how}", "take the same model in bf16, fp16 or fp8"
+    if not found or set(needed) & set(found):
+        return "", NOT_THESE
+    where = f" where {needed[0]} is needed" if needed else ""
+    return f" is {' with '.join(found)}{where}", f"give {needed[0]}" if needed else NOT_THESE
 
 
 def is_finite(tensor: Tensor) -> bool:

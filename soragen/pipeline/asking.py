@@ -23,8 +23,8 @@ NEEDED = {
 }
 """What a line must say, by its command."""
 MORE = {
-    "generate": ("size", "seconds", "frames", "fps"),
-    "image": ("size",),
+    "generate": ("size", "seconds", "frames", "fps", "direct"),
+    "image": ("size", "direct"),
     "extend": ("prompt", "seconds", "frames", "backward"),
     "connect": ("prompt", "seconds", "frames", "fit"),
     "loop": ("video", "prompt", "seconds", "frames", "size", "fps"),

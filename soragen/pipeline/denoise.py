@@ -12,6 +12,7 @@ from soragen.diffusion.sampler import denoise
 from soragen.diffusion.solver import make_solver
 from soragen.diffusion.windows import Window
 from soragen.models.family import Context, ExpertTransformer, Transformer
+from soragen.pipeline import drift
 from soragen.pipeline.conditions import Conditions, bind
 from soragen.pipeline.events import Listener, Progress
 from soragen.pipeline.plan import Plan
@@ -37,6 +38,7 @@ def denoise_windows(
         is_known = given.mask.cpu() == 0
         latents[:, :, is_known] = given.latents.cpu()[:, :, is_known].float()
     steps = request.num_steps - first_step
+    anchored = drift.anchored_to(plan)
     denoiser: Denoiser | None = None
     for number, window in enumerate(plan.windows):
         known = _known_in(window, latents, is_known, given, device)
@@ -53,7 +55,10 @@ def denoise_windows(
             ):
                 done = number * steps + step.index + 1 - first_step
                 listen(Progress("denoise", done, steps * len(plan.windows)))
-            latents[:, :, window.new] = step.latents[:, :, window.new_in_window].cpu()
+            made = step.latents[:, :, window.new_in_window].cpu()
+            if number and anchored is not None:
+                made = drift.anchor(made, latents[:, :, anchored], drift.PULL)
+            latents[:, :, window.new] = made
         is_known[window.new] = True
         if number == 0 and cyclic:  # only now is it known what the end has to arrive at
             latents[:, :, -cyclic:] = latents[:, :, 1 : 1 + cyclic]

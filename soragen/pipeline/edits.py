@@ -96,6 +96,7 @@ def loop(
     if not _names_file(video_or_prompt):
         if prompt is not None:
             raise InputError(f"{video_or_prompt!r} is not a file", "give a video and a prompt, or a prompt alone")
+        asked = {"odd_sides": odd_sides, **asked}
         return _loop_of_prompt(video_or_prompt, seconds, frames, size, fps, model, listen, asked)
     if size is not None or fps is not None:
         raise InputError("a loop keeps the size and the frame rate of its video", "leave --size and --fps out")

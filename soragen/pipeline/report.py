@@ -83,6 +83,7 @@ def result_report(result: Result, total: float) -> dict[str, Any]:
         "num_frames": size.num_frames,
         "fps": _plain(size.fps),
         "seed": result.request.seed,
+        **({"seam": result.seam} if result.seam is not None else {}),
         "seconds": {stage: round(seconds, 3) for stage, seconds in {**result.seconds, "total": total}.items()},
     }
 

@@ -1,6 +1,6 @@
 """From what the user typed to a `Request` with no default left in it. Everything wrong is refused here, in one line.
 
-No torch, no files: it is called before anything slow happens.
+No torch, and of files only those of --lora, for their hash: it is called before anything slow happens.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import math
 import secrets
 import sys
 import unicodedata
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TypeVar
 
 from soragen.catalog import SHIFTED, SOLVERS, Checkpoint, Native, catalog, find
 from soragen.errors import InputError
 from soragen.pipeline.events import Listener, Note
-from soragen.request import Request
+from soragen.pipeline.loras import parse_lora
+from soragen.request import Edit, Request
 from soragen.size import VideoSize, even, format_fps, num_frames_for, parse_fps, parse_seconds, parse_size
 
 MAX_PROMPT = 1_000_000
@@ -41,29 +43,39 @@ def resolve(
     solver: str | None = None,
     odd_sides: bool = False,
     typed: bool = True,
+    video: VideoSize | None = None,
+    edit: Edit | None = None,
+    lora: Sequence[str] | None = None,
+    lora_partial: bool = False,
+    direct: bool = False,
 ) -> Request:
     """The request with every default of the model filled in.
 
     odd_sides: as a picture may have, and no H.264 video. typed: by a user; then `prompt` "-" reads standard input.
+    video, edit: of a verb that is given files; they take the place of size, seconds, frames and fps, and the prompt may
+    be empty.
+    lora: each PATH[:SCALE][@high|low]; lora_partial: whether files are taken that fit in part.
+    direct: see `Request`.
     Whatever was changed to fit (an odd side, a duration that is no whole number of frames) is a Note to `listen`.
     Raises InputError.
     """
     checkpoint = find(model)
     defaults = checkpoint.defaults
-    if not checkpoint.abilities.text:
+    if edit is None and not checkpoint.abilities.text:
         raise needs_image(checkpoint)
-    video = _video_size(
-        checkpoint.native, (defaults.width, defaults.height), size, seconds, frames, fps, odd_sides, listen
-    )
+    if video is None:
+        sides = (defaults.width, defaults.height)
+        video = _video_size(checkpoint.native, sides, size, seconds, frames, fps, odd_sides, listen)
     if shift is None:
-        shift = defaults.shift_for(*checkpoint.native.rendered(video.width, video.height))
+        sides = (video.width, video.height)
+        shift = defaults.shift_for(*(sides if direct else checkpoint.native.rendered(*sides)))
     elif defaults.schedule not in SHIFTED:
         raise InputError(f"the noise levels of {checkpoint.name} take no shift", "leave --shift out")
     low_guidance = defaults.low_noise_guidance_scale if guidance is None else 0.0
     if guidance is None:
         guidance = defaults.guidance_scale
     return Request(
-        prompt=_prompt(_standard_input() if typed and prompt == "-" else prompt),
+        prompt=_prompt(_standard_input() if typed and prompt == "-" else prompt, needed=edit is None),
         negative_prompt=defaults.negative_prompt if negative is None else _text(negative, "negative prompt"),
         size=video,
         seed=secrets.randbelow(2**31) if seed is None else _within("seed", seed, 0, MAX_SEED),
@@ -73,6 +85,9 @@ def resolve(
         shift=_within("shift", shift, 0.01, 100.0),
         solver=defaults.solver if solver is None else _solver(solver),
         checkpoint=model,
+        edit=edit,
+        loras=tuple(parse_lora(text, partial=lora_partial) for text in lora or ()),
+        direct=direct,
     )
 
 
@@ -102,24 +117,30 @@ def _video_size(
         listen(Note(f"{asked_width}x{asked_height} becomes {width}x{height}: the sides of an H.264 video are even"))
 
     rate = native.fps if fps is None else parse_fps(fps)
+    return VideoSize(width, height, count_frames(seconds, frames, rate, native.seconds, listen), rate)
+
+
+def count_frames(
+    seconds: str | None, frames: int | None, rate: Fraction, default: Fraction, listen: Listener
+) -> int:  # fmt: skip
+    """Frames of what was asked in seconds or in frames; of `default` seconds where nothing was. Raises InputError."""
     if seconds is not None and frames is not None:
         raise InputError("--seconds and --frames were both given", "use one of them")
     if frames is not None:
-        _within("frames", frames, 1, math.floor(MAX_SECONDS * rate), f"an hour at {format_fps(rate)} fps")
-        return VideoSize(width, height, frames, rate)
-    duration = native.seconds if seconds is None else parse_seconds(seconds)
+        return _within("frames", frames, 1, math.floor(MAX_SECONDS * rate), f"an hour at {format_fps(rate)} fps")
+    duration = default if seconds is None else parse_seconds(seconds)
     if duration > MAX_SECONDS:
         raise InputError(f"{_plain(duration)} s is longer than an hour", f"use --seconds {MAX_SECONDS} or less")
     num_frames = num_frames_for(duration, rate)
     if num_frames != duration * rate:
         count = f"{num_frames} frame{'s' if num_frames > 1 else ''}"
         listen(Note(f"{_plain(duration)} s at {format_fps(rate)} fps becomes {count}, {_plain(num_frames / rate)} s"))
-    return VideoSize(width, height, num_frames, rate)
+    return num_frames
 
 
-def _prompt(text: str) -> str:
+def _prompt(text: str, needed: bool) -> str:
     text = _text(text, "prompt")
-    if not text:
+    if not text and needed:
         raise InputError("the prompt is empty", 'say what to show, such as "a red ball bouncing on green grass"')
     return text
 

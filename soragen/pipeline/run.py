@@ -10,10 +10,9 @@ import gc
 import platform
 import shlex
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,26 @@ from torch import Tensor
 
 from soragen import __version__
 from soragen.catalog import catalog, find
-from soragen.diffusion.condition import KnownFrames
-from soragen.diffusion.guidance import Scale, guided
-from soragen.diffusion.noise import starting_noise
-from soragen.diffusion.sampler import denoise
-from soragen.diffusion.solver import make_solver
 from soragen.errors import InputError, OutputError
 from soragen.families import load_family
 from soragen.leftovers import leftover
 from soragen.models.device import free_memory
-from soragen.models.family import Context, ExpertTransformer, TextEncoder, Transformer, Vae
+from soragen.models.family import Context, TextEncoder, Transformer, Upscaler, UpscalerFamily, Vae
+from soragen.models.tiling import TiledVae
 from soragen.models.weights import verify_files
-from soragen.pipeline.events import STAGES, Listener, Note, Progress, Stage
+from soragen.pipeline.clips import encode_source, read_clips
+from soragen.pipeline.clock import Clock
+from soragen.pipeline.conditions import Conditions, read_conditions
+from soragen.pipeline.denoise import denoise_windows
+from soragen.pipeline.events import Listener, Note, Progress, Stage
+from soragen.pipeline.frames import audio_of, file_frames, seam_of
 from soragen.pipeline.latents import Saved, load_latents, save_latents
+from soragen.pipeline.lora_fits import changes
 from soragen.pipeline.plan import Plan, make_plan
+from soragen.pipeline.sources import check_sources, with_sources
 from soragen.request import RECIPE_VERSION, Request
 from soragen.video.naming import next_free
-from soragen.video.write import check_output, to_uint8, write_video
+from soragen.video.write import check_output, write_video
 
 HASHED_BYTES = 256_000_000
 """Files up to this size are hashed in every run; of larger ones the size is looked at, and every tensor as it loads."""
@@ -46,37 +48,15 @@ HASHED_BYTES = 256_000_000
 
 @dataclass(frozen=True)
 class Result:
-    """A finished video. seconds: spent in each stage; decoding and encoding overlap and are counted apart."""
+    """A finished video. seconds: spent in each stage; decoding and encoding overlap and are counted apart.
+
+    seam: of a loop, see `soragen.video.motion.seam_score`.
+    """
 
     path: Path
     request: Request
     seconds: dict[str, float]
-
-
-@dataclass
-class Clock:
-    """Tells the listener which stage runs and adds up how long each took, less what was timed inside of it."""
-
-    listen: Listener
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    _inside: float = 0.0
-
-    @contextmanager
-    def stage(self, name: str, detail: str = "") -> Iterator[None]:
-        self.listen(Stage(name, detail))
-        with self.timed(name):
-            yield
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        began, before = time.perf_counter(), self._inside
-        self._inside = 0.0
-        try:
-            yield
-        finally:
-            whole = time.perf_counter() - began
-            self.seconds[name] += whole - self._inside
-            self._inside = before + whole
+    seam: float | None = None
 
 
 def generate(
@@ -86,6 +66,7 @@ def generate(
     device: str | None = None,
     dtype: str | None = None,
     metadata: bool = True,
+    lossless: bool = False,
     overwrite: bool = False,
     strict_prompt: bool = False,
     listen: Listener,
@@ -93,7 +74,10 @@ def generate(
     """Makes the video that `request` describes and writes it to `output`. Raises SoragenError children."""
     # 1. Refuse early: nothing is loaded before it is known that the run can end well.
     plan = make_plan(request, find(request.checkpoint), device, dtype)
-    check_output(output, size=request.size, overwrite=overwrite, bytes_beside=plan.latent_bytes)
+    check_output(
+        output, size=request.size, overwrite=overwrite, bytes_beside=plan.latent_bytes, lossless=lossless,
+        audio=audio_of(plan),
+    )  # fmt: skip
     for line in plan.notes():
         listen(Note(line))
     clock = Clock(listen)
@@ -104,15 +88,15 @@ def generate(
     with clock.stage("text"):
         context, negative = encode_prompts(plan, strict_prompt, listen)
 
-    # 3. From noise to latents.
-    latents = denoise_windows(plan, context, negative, clock)
+    # 3. What is given, then from noise to latents.
+    latents = denoise_all(plan, context, negative, encode_given(plan, clock), clock)
 
     # 4. The latents are safe before anything else can fail.
-    saved = to_save(plan, latents, output, metadata)
+    saved = to_save(plan, latents, output, metadata, lossless)
     with kept(keep(saved, listen), listen):
         # 5. Latents to frames to the file, in one stream.
         path = decode_to_file(plan, saved, output, overwrite, clock)
-    return Result(path, request, clock.seconds)
+    return Result(path, request, clock.seconds, seam_of(request, path, listen))
 
 
 def decode(
@@ -130,11 +114,11 @@ def decode(
     """
     saved = load_latents(file)
     try:
-        request = Request.from_dict(saved.recipe["request"])
+        request = with_sources(Request.from_dict(saved.recipe["request"]), saved.sources)
         made_by, maker = saved.recipe["model"]["sha256"], saved.recipe["versions"]["soragen"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} holds a recipe of another version", "make the video again") from error
-    plan = make_plan(request, find(saved.checkpoint), device, dtype)
+    plan = make_plan(replace(request, loras=()), find(saved.checkpoint), device, dtype)  # they did their part
     if tuple(saved.latents.shape) != plan.latent_shape or made_by != plan.checkpoint.digest:
         raise InputError(
             f"{file} was made with another version of {plan.checkpoint.name}", f"decode it with soragen {maker}"
@@ -142,11 +126,11 @@ def decode(
     if output is None:
         asked = saved.output if saved.output.parent.is_dir() else file.parent / saved.output.name
         output = asked if overwrite else next_free(asked)
-    check_output(output, size=request.size, overwrite=overwrite)
+    check_output(output, size=request.size, overwrite=overwrite, lossless=saved.lossless, audio=audio_of(plan))
     clock = Clock(listen)
     with kept(file, listen):
         path = decode_to_file(plan, saved, output, overwrite, clock)
-    return Result(path, request, clock.seconds)
+    return Result(path, request, clock.seconds, seam_of(request, path, listen))
 
 
 def verify_small_files(plan: Plan) -> None:
@@ -176,52 +160,55 @@ def encode_prompts(
     return context, negative[0] if negative else None
 
 
-def denoise_windows(
-    plan: Plan, context: Context, negative: Context | None, clock: Clock, transformer: Transformer | None = None
-) -> Tensor:
-    """Latents [1, C, T, H, W] of the whole video, window after window.
+def encode_given(plan: Plan, clock: Clock) -> tuple[Conditions, Tensor | None]:
+    """What the denoising starts from besides noise and words: given frames, and the video that is restyled."""
+    if not plan.timeline.given and not plan.timeline.from_source:
+        return Conditions(None), None
+    check_sources(plan.request)
+    with clock.stage("read", "given frames"):
+        source = None
+        if plan.timeline.from_source:
+            vae = load_vae(plan)
+            source = encode_source(plan, vae).cpu()
+            del vae
+            gc.collect()
+            free_memory(plan.machine.device)
+        conditions = read_conditions(
+            plan.checkpoint, plan.folder, load_family(plan.checkpoint.family), read_clips(plan), plan.grid,
+            load_vae=lambda: load_vae(plan), device=plan.machine.device, dtype=plan.machine.vae,
+        )  # fmt: skip
+    if conditions.note:
+        clock.listen(Note(conditions.note))
+    return conditions, source
 
-    The transformer is gone afterwards, unless it was given.
-    """
-    request, grid, device = plan.request, plan.window_grid, plan.machine.device
+
+def denoise_all(
+    plan: Plan,
+    context: Context,
+    negative: Context | None,
+    given: tuple[Conditions, Tensor | None],
+    clock: Clock,
+    transformer: Transformer | None = None,
+) -> Tensor:
+    """Latents [1, C, T, H, W] of the whole timeline. The transformer is gone afterwards, unless it was given."""
+    if not plan.makes_frames:
+        return torch.zeros(plan.latent_shape)
     with clock.timed("load"):
         transformer = transformer or load_transformer(plan)
-    total = request.num_steps * len(plan.windows)
-    with clock.stage("denoise", f"{request.num_steps} steps, {grid.num_tokens} tokens"):
-        denoiser = guided(
-            transformer.bind(context, grid),
-            transformer.bind(negative, grid) if negative is not None else None,
-            guidance(request, transformer),
-        )
-        noise = starting_noise(request.seed, plan.latent_channels, plan.grid)
-        latents = torch.zeros_like(noise)
-        for number, window in enumerate(plan.windows):
-            known = None
-            if window.num_known:
-                free = torch.arange(grid.latent_shape[0], device=device) >= window.num_known
-                known = KnownFrames(latents[:, :, window.frames].to(device), free.float(), native=True)
-            start = noise[:, :, window.frames].to(device)
-            for step in denoise(denoiser, start, plan.schedule, make_solver(request.solver, plan.schedule), known):
-                clock.listen(Progress("denoise", number * request.num_steps + step.index + 1, total))
-            latents[:, :, window.frames] = step.latents.cpu()
-    del denoiser, transformer
+    steps = plan.request.num_steps - plan.first_step
+    with clock.stage("denoise", f"{steps} steps, {plan.window_grid.num_tokens} tokens"):
+        latents = denoise_windows(plan, context, negative, *given, transformer, clock.listen)
+    del transformer
     gc.collect()
-    free_memory(device)
+    free_memory(plan.machine.device)
     return latents
 
 
-def guidance(request: Request, transformer: Transformer) -> Scale:
-    """One scale, or that of the expert which takes the step."""
-    high, low = request.guidance_scale, request.low_noise_guidance_scale
-    if high == low or not isinstance(transformer, ExpertTransformer):
-        return high
-    return lambda level: high if transformer.is_high(level) else low
-
-
-def to_save(plan: Plan, latents: Tensor, output: Path, metadata: bool) -> Saved:
-    asked = plan.request.checkpoint
+def to_save(plan: Plan, latents: Tensor, output: Path, metadata: bool, lossless: bool = False) -> Saved:
+    asked, edit = plan.request.checkpoint, plan.request.edit
     checkpoint = asked if asked in catalog() else plan.checkpoint.source
-    return Saved(latents, make_recipe(plan), checkpoint, output.absolute(), metadata)
+    sources = tuple(source.path.absolute() for source in edit.sources) if edit is not None else ()
+    return Saved(latents, make_recipe(plan), checkpoint, output.absolute(), metadata, lossless, sources)
 
 
 def keep(saved: Saved, listen: Listener) -> Path | None:
@@ -264,50 +251,54 @@ def kept(file: Path | None, listen: Listener) -> Iterator[None]:
 def decode_to_file(
     plan: Plan, saved: Saved, output: Path, overwrite: bool, clock: Clock, vae: Vae | None = None
 ) -> Path:
-    """Streams frames into the file, and returns where it is."""
+    """Streams frames into the file, and returns where it is. Raises InputError where a source is not what it was."""
     size = plan.request.size
+    check_sources(plan.request)
     with clock.timed("load"):
         vae = vae or load_vae(plan)
+        upscaler = load_upscaler(plan)
     clock.listen(Stage("decode", f"{size.num_frames} frames"))
     with clock.timed("encode"):
+        decoded = vae.decode(saved.latents, seed=plan.request.seed)
         return write_video(
             output,
-            cropped_frames(plan, vae.decode(saved.latents, seed=plan.request.seed), clock),
+            file_frames(plan, decoded, upscaler, clock),
             size,
             recipe=saved.recipe if saved.metadata else None,
             scale_from=plan.scale_from,
             on_frames=lambda done: clock.listen(Progress("decode", done, size.num_frames)),
             overwrite=overwrite,
+            audio=audio_of(plan),
+            lossless=saved.lossless,
         )
-
-
-def cropped_frames(plan: Plan, chunks: Iterator[Tensor], clock: Clock) -> Iterator[Tensor]:
-    """The asked frames [t, H, W, 3] uint8 out of what the VAE decodes, which may be a little more."""
-    left = plan.request.size.num_frames
-    while left > 0:
-        with clock.timed("decode"):
-            chunk = next(chunks, None)
-            if chunk is None:
-                return  # `write_video` tells how many are missing
-            frames = to_uint8(plan.grid.crop_frames(chunk[:left]))
-        left -= len(frames)
-        yield frames
 
 
 def load_text_encoder(plan: Plan) -> TextEncoder:
     return load_family(plan.checkpoint.family).load_text_encoder(
-        plan.folder, plan.machine.device, plan.machine.text_encoder
+        plan.folder, plan.machine.device, plan.machine.text_encoder, plan.residence_of("text_encoder")
     )
 
 
 def load_transformer(plan: Plan) -> Transformer:
     return load_family(plan.checkpoint.family).load_transformer(
-        plan.folder, plan.machine.device, plan.machine.transformer
+        plan.folder,
+        plan.machine.device,
+        plan.machine.transformer,
+        plan.residence_of("transformer"),
+        changes=changes(plan.loras),
     )
 
 
 def load_vae(plan: Plan) -> Vae:
-    return load_family(plan.checkpoint.family).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
+    vae = load_family(plan.checkpoint.family).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
+    return vae if plan.tile is None else TiledVae(vae, plan.tile, plan.grid.compression.stride[1:])
+
+
+def load_upscaler(plan: Plan) -> Upscaler | None:
+    family = load_family(plan.checkpoint.family)
+    if plan.upscale_factor == 1 or not isinstance(family, UpscalerFamily):
+        return None
+    return family.load_upscaler(plan.folder, plan.machine.device, plan.machine.vae)
 
 
 def make_recipe(plan: Plan) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def open_picture(path: Path) -> tuple[Source, VideoSize]:
     """A picture, or the first one of an animated picture, and its size. Raises InputError for what is none."""
     from soragen.video.picture_input import picture_size
 
-    return Source(path, hash_of(path), 1), picture_size(path)
+    size = picture_size(path)
+    return Source(path, hash_of(path), 1), size
 
 
 def hash_of(path: Path) -> str:

@@ -27,6 +27,7 @@ class FakeResult:
     path: Path
     request: Request
     seconds: dict[str, float]
+    seam: float | None = None
 
 
 class FakeRun(ModuleType):

@@ -140,10 +140,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     family = load_family("pocket")
 
     def counted(part: str, load: Callable[..., Any]) -> Callable[..., Any]:
-        def loading(*arguments: Any) -> Any:
+        def loading(*arguments: Any, **options: Any) -> Any:
             found.loaded.append(part)
             found.alive[part] = sorted(found.networks)
-            network = found.networks[part] = load(*arguments)
+            network = found.networks[part] = load(*arguments, **options)
             return network
 
         return loading

@@ -7,27 +7,38 @@ their first pixel frame is, and keyframes. Each is as the reference pipeline for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from soragen.diffusion.grid import Compression, Grid
+from soragen.families.ltx_video.keys import TEXT_ENCODER, TRANSFORMER, configs, vae_naming
 from soragen.families.ltx_video.transformer import LtxTransformer, TransformerConfig
 from soragen.families.ltx_video.vae import LtxVae, VaeConfig
 from soragen.models.config import read_config
-from soragen.models.family import Work
+from soragen.models.family import NO_CHANGES, Work
+from soragen.models.keys import Shapes
+from soragen.models.lora import Targets
+from soragen.models.offload import Residence, load_network
 from soragen.models.text_encoder import PromptEncoder
-from soragen.models.weights import load_module
+from soragen.models.weights import Change, load_module
 
 
 class LtxVideo:
-    """See `soragen.models.family.Family`."""
+    """See `soragen.models.family.KeyframeFamily` and `soragen.models.keys.ReadsSingleFiles`."""
+
+    text_encoder: Mapping[str, Any] = TEXT_ENCODER
 
     def compression(self, folder: Path) -> Compression:
         return Compression(stride=read_config(folder / "vae", VaeConfig).stride, patch_size=(1, 1, 1))
 
     def latent_channels(self, folder: Path) -> int:
         return read_config(folder / "transformer", TransformerConfig).in_channels
+
+    def takes_keyframes(self, folder: Path) -> bool:
+        return is_second_generation(folder)
 
     def work(self, folder: Path, grid: Grid) -> Work:
         c, v = read_config(folder / "transformer", TransformerConfig), read_config(folder / "vae", VaeConfig)
@@ -36,8 +47,10 @@ class LtxVideo:
         flops = c.num_layers * (2 * n * matrices + 4 * n * n * c.width)
         return Work(flops, 4 * n * 13 * c.width, v.decoder_bytes(grid.latent_shape[1] * grid.latent_shape[2]))
 
-    def load_text_encoder(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PromptEncoder:
-        second_generation = read_config(folder / "vae", VaeConfig).folds_space
+    def load_text_encoder(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+    ) -> PromptEncoder:
+        second_generation = is_second_generation(folder)
         return PromptEncoder(
             folder / "text_encoder",
             folder / "tokenizer" / "tokenizer.json",
@@ -45,16 +58,32 @@ class LtxVideo:
             padding="masked" if second_generation else "attended",
             device=device,
             dtype=dtype,
+            residence=residence,
         )
 
-    def load_transformer(self, folder: Path, device: torch.device, dtype: torch.dtype) -> LtxTransformer:
+    def lora_targets(self, folder: Path) -> dict[str, Targets]:
         config = read_config(folder / "transformer", TransformerConfig)
-        second_generation = read_config(folder / "vae", VaeConfig).folds_space
-        return load_module(
+        return {"": Targets.of(lambda: LtxTransformer(config, causal_time=True), TRANSFORMER)}
+
+    def load_transformer(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = Residence.RESIDENT,
+        changes: Mapping[str, Change] = NO_CHANGES,
+    ) -> LtxTransformer:
+        config = read_config(folder / "transformer", TransformerConfig)
+        second_generation = is_second_generation(folder)
+        return load_network(
             lambda: LtxTransformer(config, causal_time=second_generation),
             folder / "transformer",
+            residence=residence,
+            blocks="transformer_blocks",
             device=device,
             dtype=dtype,
+            change=changes.get(""),
+            namings=[TRANSFORMER],
         )
 
     def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> LtxVae:
@@ -65,7 +94,15 @@ class LtxVideo:
             device=device,
             dtype=dtype,
             keep_float32=("latents_mean", "latents_std"),
+            namings=[vae_naming(config)],
         )
+
+    def configs(self, shapes: Shapes) -> dict[str, dict[str, Any]]:
+        return configs(shapes)
+
+
+def is_second_generation(folder: Path) -> bool:
+    return read_config(folder / "vae", VaeConfig).folds_space
 
 
 FAMILY = LtxVideo()

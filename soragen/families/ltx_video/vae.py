@@ -225,12 +225,23 @@ class Decoder(nn.Module):
 
     def forward(self, chunks: Stream, timestep: float, draw: DrawNoise) -> Stream:
         """timestep: in 0..1, the noise that is left in the latents. draw: noise for the layers that add some."""
-        told, shift, scale = None, None, None
-        if self.timestep_scale_multiplier is not None and self.time_embedder is not None:
-            told = timestep * self.timestep_scale_multiplier.float()[None]
+        return self.finish(self.begin(chunks, timestep, draw), timestep, draw)
+
+    def begin(self, chunks: Stream, timestep: float, draw: DrawNoise) -> Stream:
+        """The layers at the size of the latents."""
+        return self.mid_block(self.conv_in(chunks), self.told(timestep), draw)
+
+    def told(self, timestep: float) -> Tensor | None:
+        """The timestep as the layers are told it, [1], where they are."""
+        scale = self.timestep_scale_multiplier
+        return None if scale is None else timestep * scale.float()[None]
+
+    def finish(self, chunks: Stream, timestep: float, draw: DrawNoise) -> Stream:
+        """Frames of what `begin` gives."""
+        told, shift, scale = self.told(timestep), None, None
+        if told is not None and self.time_embedder is not None:
             table = self.time_embedder(told).unflatten(1, (2, -1)) + self.scale_shift_table  # [1, 2, C]
             shift, scale = table[..., None, None, None].unbind(dim=1)
-        chunks = self.mid_block(self.conv_in(chunks), told, draw)
         for block in self.up_blocks:
             chunks = block(chunks, told, draw)
         chunks = self.conv_out(map(lambda x: F.silu(modulated(x, shift, scale)), chunks))
@@ -243,7 +254,10 @@ class Decoder(nn.Module):
 
 
 class LtxVae(nn.Module):
-    """`encode` and `decode` speak frames in 0..1 and latents of unit variance (`soragen.models.family.Vae`)."""
+    """`encode` and `decode` speak frames in 0..1 and latents of unit variance (`soragen.models.family.Vae`).
+
+    For tiles see `soragen.models.tiling.TwoPartVae`.
+    """
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -291,24 +305,34 @@ class LtxVae(nn.Module):
         mixed in. Others pass over them. The noise is the second that a generator with this seed draws in this shape,
         as in the reference; the first is what the denoising starts from. Noise inside the decoder is the third and on.
         """
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return self._finish(self._begin(latents, generator, timestep, noise_scale), generator, timestep)
+
+    def begin(self, latents: Tensor, *, seed: int = 0) -> Stream:
+        """What the middle of the decoder makes of latents [1, z, T, h, w]: chunks [1, D, t, h, w]."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return self._begin(latents, generator, DECODE_TIMESTEP, DECODE_NOISE_SCALE)
+
+    def finish(self, features: Iterable[Tensor], *, seed: int = 0) -> Stream:
+        """The chunks of `decode`, of what `begin` gives."""
+        return self._finish(features, torch.Generator("cpu").manual_seed(seed), DECODE_TIMESTEP)
+
+    def _begin(self, latents: Tensor, generator: torch.Generator, timestep: float, noise_scale: float) -> Stream:
         weight = self.decoder.conv_in.conv.weight
         latents = latents.to(weight.device, torch.float32) * self.std / self.config.scaling_factor + self.mean
-        generator = torch.Generator("cpu").manual_seed(seed)
         if self.config.timestep_conditioning:
             _, noise = (torch.randn(latents.shape, generator=generator) for _ in range(2))
             latents = (1 - noise_scale) * latents + noise_scale * noise.to(latents.device)
         chunks = iter(latents.to(weight.dtype).split(1, dim=2))
         with torch.inference_mode():
-            frames = self.decoder(
-                chunks, timestep, lambda height, width: torch.randn((height, width), generator=generator)
-            )
-        while True:
-            with torch.inference_mode():  # for each step, as the mode must not reach into the consumer's code
-                x = next(frames, None)
-                if x is None:
-                    return
-                x = (x[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float().cpu()
-            yield x
+            features = self.decoder.begin(chunks, timestep, drawn(generator))
+        return without_gradients(features)
+
+    def _finish(self, features: Iterable[Tensor], generator: torch.Generator, timestep: float) -> Stream:
+        weight = self.decoder.conv_in.conv.weight
+        with torch.inference_mode():
+            frames = self.decoder.finish(map(lambda x: x.to(weight), features), timestep, drawn(generator))
+        return without_gradients(map(lambda x: (x[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float().cpu(), frames))
 
     @property
     def mean(self) -> Tensor:
@@ -317,3 +341,17 @@ class LtxVae(nn.Module):
     @property
     def std(self) -> Tensor:
         return self.latents_std.float().view(1, -1, 1, 1, 1)
+
+
+def drawn(generator: torch.Generator) -> DrawNoise:
+    return lambda height, width: torch.randn((height, width), generator=generator)
+
+
+def without_gradients(chunks: Stream) -> Stream:
+    """The same chunks, each computed in inference mode, which must not reach into the consumer's code."""
+    while True:
+        with torch.inference_mode():
+            x = next(chunks, None)
+        if x is None:
+            return
+        yield x

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from soragen.diffusion.grid import Compression, Grid
 from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig
+from soragen.families.pocket.upscaler import FACTOR, PocketUpscaler, UpscalerConfig
 from soragen.families.pocket.vae import GROUP, PATCH, PocketVae, VaeConfig
 from soragen.models.config import read_config
-from soragen.models.family import Work
+from soragen.models.family import NO_CHANGES, Work
+from soragen.models.lora import Targets
+from soragen.models.offload import Residence, load_network
 from soragen.models.text_encoder import PromptEncoder
-from soragen.models.weights import load_module
+from soragen.models.weights import Change, load_module
 
 MAX_LENGTH = 96
 """Tokens of a prompt, the end token included: what the text encoder was trained on."""
 
 
 class Pocket:
-    """See `soragen.models.family.Family`."""
+    """See `soragen.models.family.UpscalerFamily`."""
 
     def compression(self, folder: Path) -> Compression:
         patch = read_config(folder / "transformer", TransformerConfig).patch_size
@@ -33,27 +37,45 @@ class Pocket:
         n = grid.num_tokens
         matrices = c.width * (6 * c.width + 3 * c.mlp_width)  # qkv, out, and the query and output of cross-attention
         flops = c.num_layers * (2 * n * matrices + 4 * n * n * c.width)
+        flops += 2 * 9 * n * c.patch_size**2 * c.head_width * (3 * c.latent_channels + c.head_width)
         widest = 3 * c.width + 2 * c.mlp_width  # what a block holds of a token at once, in float32
         columns = grid.height * grid.width // PATCH**2
         vae = columns * (GROUP * 3 * PATCH**2 * 3 + 6 * v.decoder_width + 24 * v.fine_width)  # one group of frames
         return Work(flops, 4 * n * (4 * c.width + widest), 4 * vae)
 
-    def load_text_encoder(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PromptEncoder:
+    def load_text_encoder(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+    ) -> PromptEncoder:
         return PromptEncoder(
             folder / "text_encoder",
             folder / "tokenizer" / "tokenizer.json",
             max_length=MAX_LENGTH,
             device=device,
             dtype=dtype,
+            residence=residence,
         )
 
-    def load_transformer(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PocketTransformer:
+    def lora_targets(self, folder: Path) -> dict[str, Targets]:
         config = read_config(folder / "transformer", TransformerConfig)
-        return load_module(
+        return {"": Targets.of(lambda: PocketTransformer(config))}
+
+    def load_transformer(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = Residence.RESIDENT,
+        changes: Mapping[str, Change] = NO_CHANGES,
+    ) -> PocketTransformer:
+        config = read_config(folder / "transformer", TransformerConfig)
+        return load_network(
             lambda: PocketTransformer(config),
             folder / "transformer",
+            residence=residence,
+            blocks="blocks",
             device=device,
             dtype=dtype,
+            change=changes.get(""),
             keep_float32=("latent_std",),
         )
 
@@ -66,6 +88,15 @@ class Pocket:
             dtype=dtype,
             keep_float32=("latent_mean", "latent_scale"),
         )
+
+    def upscale_factor(self, folder: Path) -> int:
+        return FACTOR if (folder / "upscaler").is_dir() else 1
+
+    def load_upscaler(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PocketUpscaler | None:
+        if not (folder / "upscaler").is_dir():
+            return None
+        config = read_config(folder / "upscaler", UpscalerConfig)
+        return load_module(lambda: PocketUpscaler(config), folder / "upscaler", device=device, dtype=dtype)
 
 
 FAMILY = Pocket()

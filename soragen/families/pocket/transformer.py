@@ -29,7 +29,7 @@ NUM_POSITION_WAVES = 30
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    latent_channels: int = 56
+    latent_channels: int = 112
     patch_size: int = 2
     width: int = 256
     num_layers: int = 8
@@ -40,6 +40,8 @@ class TransformerConfig:
     """Tokens of a frame of the native area: other grids are laid over the same square of positions."""
     seconds_per_unit: float = 1 / 3
     """One step of the rotary time axis: a latent frame of four at twelve frames a second."""
+    head_width: int = 0
+    """Channels of the convolutions behind the transformer; 0 for none."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 8:
@@ -171,6 +173,32 @@ class Block(nn.Module):
         return x + gate2 * self.feed_forward(y)
 
 
+class LocalHead(nn.Module):
+    """Convolutions that see a latent beside its neighbours, and add to the estimate what joins them.
+
+    Patches are answered one by one; without these their borders show (Bao et al. 2023, U-ViT, end with one, too).
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        c, width = config.latent_channels, config.head_width
+        self.conv_in = nn.Conv2d(2 * c, width, 3, padding=1)
+        self.modulation = nn.Linear(config.width, 2 * width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, c, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    def forward(self, noisy: Tensor, estimate: Tensor, condition: Tensor) -> Tensor:
+        """What to add to `estimate`; it and `noisy` [B, C, T, H, W] of unit variance, condition [B, T, 1, D]."""
+        frames = torch.cat([noisy, estimate], dim=1).transpose(1, 2)  #  [B, T, 2C, H, W]
+        x = frames.flatten(0, 1).to(self.conv_in.weight.dtype)
+        scale, shift = self.modulation(condition).flatten(0, 2)[..., None, None].chunk(2, dim=1)
+        x = F.silu(self.conv_in(x) * (1 + scale) + shift)  #             [B*T, head_width, H, W]
+        x = self.conv_out(F.silu(x + self.conv(x)))
+        return x.unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
 def norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:])
 
@@ -193,6 +221,7 @@ class PocketTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.num_layers))
         self.final_modulation = nn.Linear(c.width, 2 * c.width)
         self.patch_out = nn.Linear(c.width, token_dim)
+        self.head = LocalHead(c) if c.head_width else None
 
     def init_weights(self) -> None:
         """Each block starts as the identity and the output at zero (adaLN-Zero)."""
@@ -210,8 +239,8 @@ class PocketTransformer(nn.Module):
         """Keys and values of every layer for text embeddings [B, L, text_width]: the same at every step."""
         return [block.cross_attention.read(context) for block in self._blocks()]
 
-    def _blocks(self) -> list[Block]:
-        return list(cast("Iterable[Block]", self.blocks))
+    def _blocks(self) -> Iterable[Block]:
+        return cast("Iterable[Block]", self.blocks)
 
     def summarise(self, context: Tensor, mask: Tensor) -> Tensor:
         """The sentence as one vector [B, D]: the mean of its token embeddings [B, L, text_width]; mask [B, L]."""
@@ -237,7 +266,8 @@ class PocketTransformer(nn.Module):
         gain = noise * spread / total
 
         dtype = self.patch_in.weight.dtype  # that of the matrices; noise levels and latents are float32
-        x = patchify((latents / total).to(dtype), (1, p, p)).unflatten(1, (t, h * w))  # [B, t, S, C*p*p]
+        noisy = (latents / total).to(dtype)
+        x = patchify(noisy, (1, p, p)).unflatten(1, (t, h * w))  #       [B, t, S, C*p*p]
         x = self.patch_in(x) + self.position(positions.absolute.to(dtype)).view(1, t, h * w, -1)
 
         condition = self.time2(F.silu(self.time1(sinusoid(sigma).to(dtype)))) + summary[:, None]  # [B, t, D]
@@ -250,6 +280,8 @@ class PocketTransformer(nn.Module):
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
         x = self.patch_out(norm(x) * (1 + scale) + shift)  #             [B, t, S, C*p*p]
         x = unpatchify(x.flatten(1, 2), (1, p, p), (t, h, w))  #         [B, C, T, H, W]
+        if self.head is not None:
+            x = x + self.head(noisy, x, condition)
         return skip * latents + gain * x.float()
 
     @torch.inference_mode()

@@ -29,8 +29,8 @@ PATCH_DIM = 3 * PATCH * PATCH
 
 @dataclass(frozen=True)
 class VaeConfig:
-    static_channels: int = 32
-    motion_channels: int = 24
+    static_channels: int = 48
+    motion_channels: int = 64
     encoder_width: int = 128
     decoder_width: int = 160
     num_encoder_blocks: int = 2

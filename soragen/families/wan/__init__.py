@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +19,24 @@ from soragen.diffusion.grid import Compression, Grid
 from soragen.errors import WeightsError
 from soragen.families.wan.experts import Experts
 from soragen.families.wan.images import check, join, see
+from soragen.families.wan.keys import TEXT_ENCODER, TRANSFORMER, configs, vae_naming
 from soragen.families.wan.text import MAX_LENGTH, WanTextEncoder
 from soragen.families.wan.transformer import KEEP_FLOAT32, TransformerConfig, WanTransformer
 from soragen.families.wan.vae import VaeConfig, WanVae
 from soragen.models.config import read_config
 from soragen.models.device import free_memory
-from soragen.models.family import ImageCondition, Work
+from soragen.models.family import NO_CHANGES, ImageCondition, Work
+from soragen.models.keys import Shapes
+from soragen.models.lora import Targets
+from soragen.models.offload import Residence, load_network
 from soragen.models.text_encoder import PromptEncoder
-from soragen.models.weights import load_module, read_json
+from soragen.models.weights import Change, load_module, read_json
 
 
 class Wan:
-    """See `soragen.models.family.ImageFamily`."""
+    """See `soragen.models.family.ImageFamily` and `soragen.models.keys.ReadsSingleFiles`."""
+
+    text_encoder: Mapping[str, Any] = TEXT_ENCODER
 
     def compression(self, folder: Path) -> Compression:
         patch_size = read_config(folder / "transformer", TransformerConfig).patch_size
@@ -48,7 +56,9 @@ class Wan:
         finest = v.stride[0] * (v.decoder_base_dim or v.base_dim) * grid.height * grid.width // v.patch**2
         return Work(flops, 4 * (n * widest + words), 4 * 15 * finest)
 
-    def load_text_encoder(self, folder: Path, device: torch.device, dtype: torch.dtype) -> WanTextEncoder:
+    def load_text_encoder(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+    ) -> WanTextEncoder:
         encoder = PromptEncoder(
             folder / "text_encoder",
             folder / "tokenizer" / "tokenizer.json",
@@ -56,19 +66,40 @@ class Wan:
             padding="masked",
             device=device,
             dtype=dtype,
+            residence=residence,
         )
         return WanTextEncoder(encoder)
 
-    def load_transformer(self, folder: Path, device: torch.device, dtype: torch.dtype) -> WanTransformer | Experts:
+    def lora_targets(self, folder: Path) -> dict[str, Targets]:
+        parts = {"": "transformer"}
+        if boundary_ratio(folder) is not None:
+            parts = {"high": "transformer", "low": "transformer_2"}
+        configs = {name: read_config(folder / part, TransformerConfig) for name, part in parts.items()}
+        targets = {config: Targets.of(partial(WanTransformer, config), TRANSFORMER) for config in configs.values()}
+        return {name: targets[config] for name, config in configs.items()}
+
+    def load_transformer(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = Residence.RESIDENT,
+        changes: Mapping[str, Change] = NO_CHANGES,
+    ) -> WanTransformer | Experts:
         boundary = boundary_ratio(folder)
-        load = transformer_loader(folder / "transformer", device, dtype)
+        load = partial(transformer_loader, device=device, dtype=dtype, residence=residence)
         if boundary is None:
-            return load()
-        return Experts(load, transformer_loader(folder / "transformer_2", device, dtype), boundary)
+            return load(folder / "transformer", change=changes.get(""))()
+        high = load(folder / "transformer", change=changes.get("high"))
+        return Experts(high, load(folder / "transformer_2", change=changes.get("low")), boundary)
 
     def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> WanVae:
         config = read_config(folder / "vae", VaeConfig)
-        return load_module(lambda: WanVae(config), folder / "vae", device=device, dtype=dtype)
+        naming = vae_naming(len(config.dim_mult), config.num_res_blocks, config.is_residual)
+        return load_module(lambda: WanVae(config), folder / "vae", device=device, dtype=dtype, namings=[naming])
+
+    def configs(self, shapes: Shapes) -> dict[str, dict[str, Any]]:
+        return configs(shapes)
 
     def takes_images(self, folder: Path) -> bool:
         return read_config(folder / "transformer", TransformerConfig).in_channels > self.latent_channels(folder)
@@ -85,17 +116,23 @@ class Wan:
         return ImageCondition(channels, tokens)
 
 
-def transformer_loader(folder: Path, device: torch.device, dtype: torch.dtype) -> Callable[[], WanTransformer]:
+def transformer_loader(
+    folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence, change: Change | None = None
+) -> Callable[[], WanTransformer]:
     """Loads the transformer in `folder` when it is called."""
 
     def load() -> WanTransformer:
         config = read_config(folder, TransformerConfig)
-        return load_module(
+        return load_network(
             lambda: WanTransformer(config),
             folder,
+            residence=residence,
+            blocks="blocks",
             device=device,
             dtype=dtype,
             keep_float32=KEEP_FLOAT32,
+            change=change,
+            namings=[TRANSFORMER],
             # Stored with some image-to-video checkpoints, but never read: image queries are those of the text.
             allow_extra=tuple(f"blocks.{n}.attn2.norm_added_q." for n in range(config.num_layers)),
         )

@@ -172,15 +172,18 @@ class Decoder(nn.Module):
         self.norm_out = RMSNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], config.out_channels)
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = self.mid_block(self.conv_in(x, stream), stream)
+    def begin(self, x: Tensor, stream: Stream) -> Tensor:
+        """The layers at the size of the latents, which see the whole of a frame."""
+        return self.mid_block(self.conv_in(x, stream), stream)
+
+    def finish(self, x: Tensor, stream: Stream) -> Tensor:
         for block in self.up_blocks:
             x = block(x, stream)
         return self.conv_out(F.silu(self.norm_out(x)), stream)
 
 
 class WanVae(nn.Module):
-    """See `soragen.models.family.Vae`."""
+    """See `soragen.models.family.Vae` and `soragen.models.tiling.TwoPartVae`."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -211,12 +214,25 @@ class WanVae(nn.Module):
 
         seed: passed over, nothing is drawn.
         """
+        return self.finish(self.begin(latents))
+
+    def begin(self, latents: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
+        """What the middle of the decoder makes of each latent frame, [1, D, 1, h, w]."""
         stream = Stream()
-        for index in range(latents.shape[2]):
+        for latent in latents.split(1, dim=2):
             with torch.inference_mode():  # a generator leaves the decorator's mode at its first yield
                 mean, std = self._statistics(self.quant_conv.weight.device)
-                x = latents[:, :, index : index + 1].to(mean) * std + mean
-                x = self.decoder(self.post_quant_conv(x.to(self.quant_conv.weight)), stream)
+                x = (latent.to(mean) * std + mean).to(self.quant_conv.weight)
+                x = self.decoder.begin(self.post_quant_conv(x), stream)
+                stream.first = False
+            yield x
+
+    def finish(self, features: Iterable[Tensor], *, seed: int = 0) -> Iterator[Tensor]:
+        """The chunks of `decode`, of what `begin` gives."""
+        stream = Stream()
+        for x in features:
+            with torch.inference_mode():
+                x = self.decoder.finish(x.to(self.quant_conv.weight), stream)
                 frames = self._unfold(x).float().mul_(0.5).add_(0.5).clamp_(0, 1).cpu()
                 stream.first = False
             yield frames

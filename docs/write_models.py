@@ -1,0 +1,305 @@
+"""Writes docs/models/NAME.md, a page for each checkpoint, and their list in docs/models.md, from weights.toml and the
+published configs.
+
+python docs/write_models.py
+
+Memory is what `soragen generate --dry-run` counts for the networks, of configs alone: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from safetensors import safe_open
+
+from soragen.catalog import EMBEDDED, Checkpoint, catalog, checkpoint_folder, packaged_catalog
+from soragen.diffusion.grid import lay_grid
+from soragen.families import load_family
+from soragen.models.device import DTYPES
+from soragen.models.family import Work
+from soragen.models.weights import weight_files
+from soragen.size import VideoSize, format_fps
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from published_configs import PUBLISHED, write_configs  # noqa: E402 (a table of the tests)
+
+FOLDER = ROOT / "docs" / "models"
+INDEX = ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- the list is written by docs/write_models.py -->", "<!-- end of the list -->"
+PARTS = {
+    "text_encoder": "text encoder", "image_encoder": "image encoder", "transformer": "transformer",
+    "transformer_2": "second transformer", "vae": "VAE",
+}  # fmt: skip
+LIKE = {"image_encoder": "text_encoder", "transformer_2": "transformer"}
+"""Parts that compute in the type of another one."""
+PROMPT, PROMPT_FOR_POCKET = '"a red fox runs through fresh snow"', '"a red ball bouncing on green grass"'
+
+FOUR_STEPS = """\
+## Four steps
+
+LightX2V publishes this model distilled to four steps without guidance, as a LoRA and as single files; none of its own
+repositories has the layout that `models pull` reads. Its LoRA is on `huggingface.co/{repository}`:
+
+{files}
+
+Its own settings are `--steps 4 --shift 5 --guidance 1 --solver renoise`: timesteps 1000, 750, 500 and 250 before the
+shift; each step guesses the clean video and mixes it with new noise. Look up its licence before you use it. It was
+not run here.
+"""
+UPSCALER = """\
+## The latent upsampler
+
+`Lightricks/ltxv-spatial-upscaler-0.9.7` doubles the height and width of latents, for a second pass of a few steps. The
+network is here (`soragen/families/ltx_video/latent_upsampler.py`) and equal to diffusers'; no command calls it yet, so
+that a video is rendered in one pass.
+"""
+
+
+def lora(repository: str, *files: str) -> str:
+    return FOUR_STEPS.format(repository=repository, files="\n".join(f"- `{file}`" for file in files))
+
+
+NOTES = {
+    "wan2.1-t2v-14b": lora("lightx2v/Wan2.1-Distill-Loras", "wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors"),
+    "wan2.1-i2v-14b-480p": lora("lightx2v/Wan2.1-Distill-Loras", "wan2.1_i2v_lora_rank64_lightx2v_4step.safetensors"),
+    "wan2.2-t2v-a14b": lora(
+        "lightx2v/Wan2.2-Distill-Loras",
+        "wan2.2_t2v_A14b_high_noise_lora_rank64_lightx2v_4step_1217.safetensors",
+        "wan2.2_t2v_A14b_low_noise_lora_rank64_lightx2v_4step_1217.safetensors",
+    ),
+    "wan2.2-i2v-a14b": lora(
+        "lightx2v/Wan2.2-Distill-Loras",
+        "wan2.2_i2v_A14b_high_noise_lora_rank64_lightx2v_4step_1022.safetensors",
+        "wan2.2_i2v_A14b_low_noise_lora_rank64_lightx2v_4step_1022.safetensors",
+    ),
+    "ltx-video-13b-0.9.7-dev": UPSCALER,
+    "ltx-video-13b-0.9.7-distilled": UPSCALER,
+    "ltx-video-13b-0.9.8-distilled": UPSCALER,
+}
+
+
+def pages() -> dict[str, str]:
+    """The text of every page by the name of its file."""
+    return {f"{checkpoint.name}.md": page(checkpoint) for checkpoint in catalog().values()}
+
+
+def page(checkpoint: Checkpoint) -> str:
+    parts = [f"# {checkpoint.name}", "<!-- written by docs/write_models.py -->", sentence(checkpoint)]
+    parts.append("```sh\n" + "\n".join(commands(checkpoint)) + "\n```")
+    parts += ["## What it is", table(["", ""], facts(checkpoint))]
+    parts += ["## Licence", table(["part", "licence", "commercial use", "where", "your videos"], terms(checkpoint))]
+    parts += ["## Memory", memory(checkpoint)]
+    parts += ["## What was run", evidence(checkpoint)]
+    parts += [NOTES[checkpoint.name].rstrip()] if checkpoint.name in NOTES else []
+    return "\n\n".join(parts) + "\n"
+
+
+def sentence(checkpoint: Checkpoint) -> str:
+    text = checkpoint.description
+    more = f" [More about it](../models.md#{checkpoint.name})." if checkpoint.source == EMBEDDED else ""
+    return text[0].upper() + text[1:] + "." + more
+
+
+def commands(checkpoint: Checkpoint) -> Iterator[str]:
+    name, native, abilities = checkpoint.name, checkpoint.native, checkpoint.abilities
+    if checkpoint.is_hub:
+        yield f"soragen models pull {name} --dry-run      # what it would fetch, and its terms"
+        yield f"soragen models pull {name}"
+    model = f" --model {name}" if checkpoint.is_hub else ""
+    prompt = PROMPT if checkpoint.is_hub else PROMPT_FOR_POCKET
+    seconds = f"{float(native.seconds):g}"
+    if abilities.text:
+        yield f"soragen generate {prompt}{model}"
+        yield f"soragen generate {prompt}{model} --size {native.width}x{native.height} --seconds {seconds}"
+    ends = " --last end.png" if abilities.last_frame else ""
+    if abilities.first_frame:
+        yield f"soragen animate start.png {prompt}{model}{ends}"
+
+
+def facts(checkpoint: Checkpoint) -> Iterator[list[str]]:
+    native, defaults, dtypes = checkpoint.native, checkpoint.defaults, checkpoint.dtypes
+    yield ["family", f"`{checkpoint.family}`"]
+    if checkpoint.is_hub:
+        commit = f", commit `{checkpoint.revision[:8]}`" if checkpoint.revision else ""
+        yield ["source", f"[{checkpoint.source}](https://huggingface.co/{checkpoint.source}){commit}"]
+    yield ["to download", download(checkpoint)]
+    longest = f", at most {native.max_num_frames} at once" if native.max_num_frames != native.num_frames else ""
+    yield [
+        "trained on",
+        f"{native.width}x{native.height}, {native.num_frames} frames at {format_fps(native.fps)} fps{longest}",
+    ]
+    yield ["unless told otherwise", ", ".join(settings(checkpoint))]
+    yield ["negative prompt", f"`{defaults.negative_prompt}`" if defaults.negative_prompt else "none"]
+    yield ["computes in", f"text encoder {dtypes.text_encoder}, transformer {dtypes.transformer}, VAE {dtypes.vae}"]
+    yield ["takes", "; ".join(takes(checkpoint))]
+
+
+def download(checkpoint: Checkpoint) -> str:
+    if not checkpoint.is_hub:
+        return "nothing: it is inside the package"
+    return f"{checkpoint.num_bytes / 1e9:.1f} GB" if checkpoint.num_bytes else "`--dry-run` says it"
+
+
+def settings(checkpoint: Checkpoint) -> Iterator[str]:
+    defaults = checkpoint.defaults
+    yield f"{defaults.width}x{defaults.height}"
+    yield f"{defaults.num_steps} steps"
+    low = defaults.low_noise_guidance_scale
+    if defaults.guidance_scale == 1:
+        yield "no guidance"
+    else:
+        yield f"guidance {defaults.guidance_scale:g}" + (f", for low noise {low:g}" if low else "")
+    if defaults.schedule == "listed":
+        yield "timesteps " + " ".join(f"{timestep:g}" for timestep in defaults.timesteps)
+    elif defaults.shifts:
+        yield ", ".join(f"shift {at.shift:g} at {at.size}" for at in defaults.shifts)
+    elif defaults.schedule.startswith("flow") and defaults.schedule != "flow_dynamic":
+        yield f"shift {defaults.shift:g}"
+    yield f"noise levels `{defaults.schedule}`"
+    yield f"solver {defaults.solver}"
+
+
+def takes(checkpoint: Checkpoint) -> Iterator[str]:
+    abilities = checkpoint.abilities
+    yield "a prompt alone" if abilities.text else "a prompt and frames, never a prompt alone"
+    if abilities.any_frames:
+        yield "given frames anywhere in the clip"
+    elif abilities.first_frame:
+        yield "a first and a last frame" if abilities.last_frame else "a first frame"
+
+
+def terms(checkpoint: Checkpoint) -> Iterator[list[str]]:
+    for part, licence in checkpoint.licences.items():
+        yield [part, f"[{licence.id}]({licence.url})", licence.commercial, licence.territory, licence.output]
+
+
+def memory(checkpoint: Checkpoint) -> str:
+    """Weights and activations of each part at the trained size, as the plan has them."""
+    native, work = checkpoint.native, work_of(checkpoint)
+    held = {"transformer": work.transformer_bytes, "transformer_2": work.transformer_bytes, "vae": work.vae_bytes}
+    rows, peaks = [], []
+    for part, numbers in weights_of(checkpoint).items():
+        dtype = getattr(checkpoint.dtypes, LIKE.get(part, part))
+        weights, active = (count * DTYPES[dtype].itemsize for count in (numbers, held.get(part, 0) // 4))
+        peaks.append((weights + active, PARTS[part]))
+        rows.append([PARTS[part], f"{numbers / 1e6:,.0f} M", dtype, gb(weights), gb(active) if active else "-"])
+    most, where = max(peaks)
+    return "\n\n".join(
+        [
+            f"At {native.width}x{native.height}, {native.num_frames} frames, in the types above:",
+            table(["part", "numbers", "type", "weights", "at work"], rows),
+            wrapped(
+                f"One part is in memory at a time, so that the most is about {gb(most)}, for the {where}; Python, "
+                "torch and the latents come on top. These are the plan's own sums, which `--dry-run` prints for a "
+                f"video, made from the configs alone by `python docs/write_models.py`. {measured(checkpoint)}"
+            ),
+        ]
+    )
+
+
+def work_of(checkpoint: Checkpoint) -> Work:
+    family, native = load_family(checkpoint.family), checkpoint.native
+    size = VideoSize(native.width, native.height, native.num_frames, native.fps)
+    with tempfile.TemporaryDirectory() as temporary:
+        if checkpoint.source == EMBEDDED:
+            folder = checkpoint_folder(checkpoint)
+        else:
+            folder = write_configs(checkpoint.name, Path(temporary) / "configs")
+        return family.work(folder, lay_grid(size, family.compression(folder)))
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many numbers each part has."""
+    if checkpoint.name in PUBLISHED:
+        counts = {part: network.num_weights for part, network in PUBLISHED[checkpoint.name].items()}
+    else:
+        folder = checkpoint_folder(checkpoint)
+        counts = {part: count(folder / part) for part in PARTS if (folder / part).is_dir()}
+    return {part: counts[part] for part in PARTS if part in counts}
+
+
+def count(folder: Path) -> int:
+    total = 0
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return total
+
+
+def evidence(checkpoint: Checkpoint) -> str:
+    if checkpoint.source == EMBEDDED:
+        return wrapped(
+            "Everything: it was trained, measured and looked at on a computer without a graphics card "
+            "([its model card](../../training/README.md), [what was measured](../bench.md))."
+        )
+    few = checkpoint.defaults.schedule == "listed"
+    return wrapped(
+        "Not the published weights: this project has not run them yet, and has timed nothing on a graphics card. "
+        "The tests hold that the networks built from its configs have the names and shapes of diffusers' and "
+        "transformers' (`tests/test_catalog_published.py`)"
+        + (", that its steps and their noise are those of diffusers' scheduler" if few else "")
+        + f", and that small random networks of its kind make the same latents (`tests/families/{checkpoint.family}/`)."
+    )
+
+
+def measured(checkpoint: Checkpoint) -> str:
+    if checkpoint.source == EMBEDDED:
+        return "On a processor every part computes in float32; [what was measured](../bench.md) is there."
+    return "They were not measured with these weights."
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
+    return re.sub(r"\|  (?=\|)", "| ", "\n".join(lines))  # an empty cell
+
+
+def wrapped(text: str) -> str:
+    code = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)  # stays on one line
+    return textwrap.fill(code, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+
+
+def gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def index() -> str:
+    """docs/models.md with its list made again."""
+    before, _, rest = INDEX.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    assert after, f"{INDEX} has lost the marks round its list"
+    rows = (
+        [
+            f"[{checkpoint.name}](models/{checkpoint.name}.md)",
+            checkpoint.description,
+            download(checkpoint),
+            ", ".join(sorted({licence.id for licence in checkpoint.licences.values()})),
+            checkpoint.licence.commercial,
+        ]
+        for checkpoint in catalog().values()
+    )
+    listed = table(["model", "what it is", "to download", "licences", "commercial use"], rows)
+    return f"{before}{BEGIN}\n{listed}\n{END}{after}"
+
+
+def write() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    written = pages()
+    for path in FOLDER.glob("*.md"):
+        if path.name not in written:  # of a checkpoint that is not listed any more
+            path.unlink()
+    INDEX.write_text(index(), encoding="utf-8")
+    for name, text in written.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.environ["SORAGEN_WEIGHTS"] = str(packaged_catalog())  # and not the values that the user has changed
+    write()

@@ -1,0 +1,79 @@
+"""soragen storyboard FILE"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from soragen.cli import options, output
+
+
+def storyboard(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A .toml file. For all shots: size, fps, model, seed, steps, guidance, negative, shift, solver. Then "
+            "a table [[shot]] for each: prompt, seconds or frames, seed, negative, guidance; continued = true goes on "
+            "from the last frames of the shot before.",
+            show_default=False,
+        ),
+    ],
+    file: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: the name of FILE, as .mp4.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", help="Of the first shot, instead of FILE's; each one has the next."),
+    ] = None,
+    lossless: options.Lossless = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    overwrite: options.Overwrite = False,
+    no_metadata: options.NoMetadata = False,
+    strict: options.Strict = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make one video of several shots, each with its own prompt, cut or continued into each other.
+
+    Shots that are made are kept until the video is in place: the same command goes on where it stopped.
+    """
+    began = time.monotonic()
+    from soragen.pipeline.events import Note
+    from soragen.pipeline.storyboard import read_storyboard
+    from soragen.video.naming import next_free
+
+    path = file or next_free(Path(source.stem + options.video_suffix(lossless)))
+    with output.Talk(quiet=quiet) as talk:
+        board = read_storyboard(source, path, seed=seed, odd_sides=lossless, listen=talk.listen)
+        from soragen.pipeline.report import result_report
+        from soragen.pipeline.shots import make_storyboard, plan_shots
+
+        if dry_run:
+            plans = list(enumerate(plan_shots(board, device, dtype), 1))
+            if as_json:
+                output.json_object([{"shot": number, **plan.to_dict()} for number, plan in plans])
+            else:
+                output.data("\n\n".join("\n".join([f"shot {number}", *plan.lines()]) for number, plan in plans))
+            return
+        talk.listen(Note(f"seed {board.seed}"))
+        result = make_storyboard(
+            board,
+            device=device,
+            dtype=dtype,
+            metadata=not no_metadata,
+            lossless=lossless,
+            overwrite=overwrite,
+            strict_prompt=strict,
+            listen=talk.listen,
+        )
+    if as_json:
+        output.json_object(result_report(result, time.monotonic() - began))
+    else:
+        output.data(str(result.path))

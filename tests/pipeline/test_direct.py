@@ -1,0 +1,80 @@
+"""--direct: one grid of the whole size and duration, said to be far from the training, refused where it is too large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soragen.catalog import find
+from soragen.errors import ResourceError
+from soragen.models.device import Memory
+from soragen.pipeline import plan as plan_file
+from soragen.pipeline import run
+from soragen.pipeline.asking import check, request_of
+from soragen.pipeline.events import Event, Note
+from soragen.pipeline.plan import Plan, make_plan
+from soragen.pipeline.replay import read_replay
+from soragen.request import Request
+from soragen.video.recipe import read_recipe
+
+Ask = Callable[..., Request]
+
+
+def planned(request: Request) -> Plan:
+    return make_plan(request, find(request.checkpoint), "cpu")
+
+
+def test_one_grid_of_what_was_asked(ask: Ask) -> None:
+    usual, direct = (planned(ask(size="320x192", frames=49, direct=direct)) for direct in (False, True))
+    assert len(usual.windows) > 1 and usual.scale_from is not None
+    assert len(direct.windows) == 1 and direct.scale_from is None and direct.upscale_factor == 1
+    assert (direct.grid.width, direct.grid.height, direct.grid.num_frames) == (320, 192, 49)
+    assert direct.latent_shape == (1, 10, 13, 24, 40) and direct.window_grid.num_tokens == 13 * 12 * 20
+    assert direct.notes() == [
+        "320x192 at once is far from what tiny was trained on: forms may fall apart",
+        "tiny was trained on at most 25 frames; more of them at once may repeat or drift",
+    ]
+
+
+def test_it_changes_nothing_that_fits(ask: Ask) -> None:
+    usual, direct = planned(ask()), planned(ask(direct=True))
+    assert (usual.grid, usual.windows, usual.notes()) == (direct.grid, direct.windows, direct.notes())
+
+
+def test_the_file_and_its_recipe(ask: Ask, make: Callable[..., run.Result], events: list[Event]) -> None:
+    request = ask(size="192x192", frames=29, steps=1, guidance=1.0, direct=True)
+    result = make(request)
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert "192x192 at once is far from what tiny was trained on: forms may fall apart" in notes
+    recipe = read_recipe(result.path)
+    assert recipe is not None and recipe["request"]["direct"] is True
+    assert read_replay(result.path, listen=lambda event: None).request == request
+    assert "direct" not in ask().to_dict()
+
+
+def test_too_little_memory(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What windows and a smaller grid make possible is refused in one, and the line says what would work."""
+    request = ask(size="1280x720", frames=481)
+    room = planned(request).peak_bytes
+    monkeypatch.setattr(plan_file, "memory_budget", lambda device: Memory(10**12, 2 * room["decode"] + room["encode"]))
+    planned(request)
+    with pytest.raises(ResourceError, match="denoise needs about") as refused:
+        planned(ask(size="1280x720", frames=481, direct=True))
+    assert refused.value.hint == "leave --direct out, or ask for a smaller --size or fewer --seconds"
+
+
+@pytest.mark.parametrize("command", ["generate", "image"])
+def test_the_commands_and_lists_take_it(
+    command: str, cli: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    seen: list[Request] = []
+    monkeypatch.setattr(run, "generate", lambda request, path, **options: seen.append(request) or 1 / 0)
+    for more in ((), ("--direct",)):
+        cli(command, "a ball", *more, "--model", str(tiny))
+    assert [request.direct for request in seen] == [False, True]
+    values = {"command": command, "prompt": "a ball", "model": str(tiny), "direct": True}
+    check(values)
+    assert request_of(values, lambda event: None).direct

@@ -1,0 +1,239 @@
+"""Several shots in one file: what stands where, what is refused, and what a failure loses (nothing)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from footage import film, read
+
+from soragen.errors import InputError, NumericalError
+from soragen.pipeline import run
+from soragen.pipeline.events import Event, Note
+from soragen.pipeline.latents import load_latents
+from soragen.pipeline.shots import make_storyboard, plan_shots
+from soragen.pipeline.storyboard import Storyboard, read_storyboard
+from soragen.video.facts import video_facts
+from soragen.video.recipe import read_recipe
+
+HEAD = 'size = "64x64"\nfps = 12\nsteps = 1\nmodel = "{model}"\n'
+SHOTS = """
+[[shot]]
+prompt = "a red ball"
+frames = 6
+
+[[shot]]
+prompt = "it rolls away"
+frames = 5
+continued = true
+negative = "blur"
+
+[[shot]]
+prompt = "a blue cube"
+seconds = 0.5
+seed = 99
+guidance = 2
+"""
+
+
+@pytest.fixture
+def board(tiny: Path) -> Callable[..., Storyboard]:
+    def read_it(text: str = SHOTS, head: str = HEAD, **options: Any) -> Storyboard:
+        Path("film.toml").write_text(head.replace("{model}", str(tiny)) + text)
+        return read_storyboard(Path("film.toml"), Path("film.mkv"), **{"listen": lambda event: None, **options})
+
+    return read_it
+
+
+@pytest.fixture
+def produce(events: list[Event]) -> Callable[[Storyboard], run.Result]:
+    return lambda board: make_storyboard(board, device="cpu", lossless=True, listen=events.append)
+
+
+def test_what_a_file_says(board: Any) -> None:
+    shots = board(seed=7)
+    assert shots.seed == 7 and shots.size.num_frames == 17 and shots.folder == Path(".film.mkv.shots")
+    assert [(shot.prompt, shot.size.num_frames, shot.seed) for shot in shots.shots] == [
+        ("a red ball", 6, 7), ("it rolls away", 5, 8), ("a blue cube", 6, 99),
+    ]  # fmt: skip
+    first, second, third = shots.shots
+    assert first.edit is third.edit is None
+    assert second.edit is not None and second.edit.sources[0].path == shots.file(1)
+    assert (second.negative_prompt, third.negative_prompt, third.guidance_scale) == ("blur", "", 2)
+    assert {shot.num_steps for shot in shots.shots} == {1}
+    notes: list[Event] = []
+    board('[[shot]]\nprompt = "a"\nseconds = 0.7\n', listen=notes.append)
+    assert notes == [Note("shot 1: 0.7 s at 12 fps becomes 8 frames, 0.666667 s")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "film.toml has no shot"),
+        ("shot = 3", "film.toml has no shot"),
+        ("[[shot]]\nprompt = ", "cannot read film.toml"),
+        ('[[shot]]\nprompt = "a"\n[[shot]]\nseconds = 1\n', "shot 2 has no prompt"),
+        ('[[shot]]\nprompt = "a"\ncontinued = true\n', "shot 1 cannot be continued"),
+        ('[[shot]]\nprompt = "a"\nlenght = 1\n', "shot 1 has an unknown key 'lenght'"),
+        ('[[shot]]\nprompt = "a"\nsize = "64x64"\n', "shot 1 has an unknown key 'size'"),
+        ('[[shot]]\nprompt = "a"\n[[shot]]\nprompt = ""\n', "shot 2: the prompt is empty"),
+        ('[[shot]]\nprompt = "a"\n[[shot]]\nprompt = 3\n', "shot 2: prompt 3 is not text"),
+        ('[[shot]]\nprompt = "a"\nseconds = 1\nframes = 2\n', "shot 1: --seconds and --frames were both given"),
+        ('[[shot]]\nprompt = "a"\nseconds = -1\n', "shot 1: '-1' is not a positive number of seconds"),
+        ('[[shot]]\nprompt = "a"\nframes = 1.5\n', "shot 1: frames 1.5 is not a whole number"),
+        ('[[shot]]\nprompt = "a"\nseed = -1\n', "shot 1: --seed -1 is out of range"),
+        ('[[shot]]\nprompt = "a"\ncontinued = "perhaps"\n', "shot 1: continued 'perhaps' is not true or false"),
+        ('[[shot]]\nprompt = "a"\nseconds = 2000\n[[shot]]\nprompt = "b"\nseconds = 2000\n', "more than an hour"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_number_of_the_shot(text: str, words: str, board: Any, home: Path) -> None:
+    with pytest.raises(InputError, match=words.replace("(", r"\(")) as raised:
+        board(text)
+    assert "\n" not in raised.value.message and raised.value.hint
+    assert [path.name for path in home.iterdir()] == ["film.toml"]
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [('sise = "64x64"\n', "unknown key 'sise'"), ("steps = true\n", "steps True is not"), ("size = 64\n", "not text")],
+)
+def test_what_is_wrong_for_all_shots(head: str, words: str, board: Any) -> None:
+    with pytest.raises(InputError, match=words):
+        board(head=head)
+    with pytest.raises(InputError, match=r"cannot read none\.toml"):
+        read_storyboard(Path("none.toml"), Path("a.mp4"), listen=lambda event: None)
+
+
+def test_shots_are_joined_in_order(board: Any, produce: Any, make: Any, home: Path, events: list[Event]) -> None:
+    kept: dict[str, Any] = {}
+    storyboard = board(seed=7)
+    join = run.make_recipe
+
+    def watched(plan: Any) -> Any:
+        kept.update({path.name: read(path) for path in storyboard.folder.glob("*.mkv") if path.name not in kept})
+        return join(plan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_recipe", watched)
+        result = produce(storyboard)
+    assert sorted(path.name for path in home.iterdir()) == ["film.mkv", "film.toml"]
+    frames = read(result.path)
+    assert len(frames) == 17 and sorted(kept) == ["001.mkv", "002.mkv", "003.mkv"]
+    assert torch.equal(frames, torch.cat([kept[name] for name in sorted(kept)]))
+    alone = make(storyboard.shots[2], "alone.mkv", lossless=True)  # a shot is what it would be by itself
+    assert torch.equal(frames[11:], read(alone.path))
+    recipe = read_recipe(result.path) or {}
+    assert [shot["prompt"] for shot in recipe["storyboard"]] == ["a red ball", "it rolls away", "a blue cube"]
+    assert recipe["storyboard"][1]["edit"]["sources"][0]["name"] == "001.mkv" and "request" not in recipe
+    assert sum(result.seconds.values()) > 0 and result.request.size.num_frames == 17
+
+
+def test_a_continued_shot_sees_the_end_of_the_one_before(
+    board: Any, produce: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    encode = run.encode_given
+
+    def watched(plan: Any, clock: Any) -> Any:
+        given.append((plan, encode(plan, clock)))
+        return given[-1][1]
+
+    monkeypatch.setattr(run, "encode_given", watched)
+    produce(board(seed=7))
+    conditions = [conditions.known for _, (conditions, _) in given]
+    assert conditions[0] is conditions[2] is None and conditions[1] is not None
+    assert conditions[1].mask.tolist() == [0, 0, 1, 1]  # five frames of six, then five new ones
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, at: int, error: BaseException) -> None:
+    function, count = getattr(run, name), iter(range(1, 99))
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if next(count) == at:
+            raise error
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(run, name, counted)
+
+
+@pytest.mark.parametrize("stage", ["denoise_windows", "decode_to_file"])
+def test_a_failure_loses_nothing(
+    stage: str, board: Any, produce: Any, calls: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, stage, 2, NumericalError("not finite", "try another seed"))
+        with pytest.raises(NumericalError) as raised:
+            produce(board())  # of no said seed
+    assert f"kept in {Path('.film.mkv.shots')}: run the same command again" in raised.value.__notes__[-1]
+    folder = home / ".film.mkv.shots"
+    assert (folder / "001.mkv").exists() and not (folder / "002.mkv").exists() and not (home / "film.mkv").exists()
+    calls.forwards = 0
+    result = produce(board())
+    assert calls.forwards == {"denoise_windows": 4, "decode_to_file": 2}[stage]  # of each shot, its step with guidance
+    assert len(read(result.path)) == 17 and not folder.exists()
+
+
+def test_what_has_changed_is_made_again(board: Any, produce: Any, calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, "decode_to_file", 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            produce(board(seed=1))
+    left = load_latents(Path(".film.mkv.shots/003.latents.safetensors"))
+    assert left.recipe["request"]["prompt"] == "a blue cube"
+    calls.loaded.clear()
+    result = produce(board(SHOTS.replace("a blue cube", "a green cone"), seed=1))
+    assert calls.loaded.count("transformer") == 1 and calls.loaded.count("vae") == 1  # of the third shot alone
+    recipe = read_recipe(result.path) or {}
+    assert recipe["storyboard"][2]["prompt"] == "a green cone" and not Path(".film.mkv.shots").exists()
+
+
+def test_a_shot_that_goes_on_from_a_changed_one_is_made_again(
+    board: Any, produce: Any, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, "denoise_windows", 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            produce(board(seed=1))
+    calls.loaded.clear()
+    produce(board(SHOTS.replace("a red ball", "a red box"), seed=1))
+    assert calls.loaded.count("transformer") == 3
+
+
+def test_on_the_command_line(board: Any, cli: Any, tiny: Path, home: Path) -> None:
+    board()
+    plans = json.loads(cli("storyboard", "film.toml", "--dry-run", "--json").out)
+    assert [(plan["shot"], plan["request"]["num_frames"]) for plan in plans] == [(1, 6), (2, 5), (3, 6)]
+    said = cli("storyboard", "film.toml", "--dry-run").out
+    assert [line for line in said.splitlines() if line.startswith("shot")] == ["shot 1", "shot 2", "shot 3"]
+    assert [path.name for path in home.iterdir()] == ["film.toml"]
+    ended = cli("storyboard", "film.toml", "--seed", "5")
+    assert (ended.code, ended.out) == (0, "film.mp4\n"), ended.err
+    assert "note: seed 5" in ended.err and "denoise: shot 2 of 3, 1 steps" in ended.err
+    facts = video_facts(Path("film.mp4"))
+    assert (facts.num_frames, facts.width, facts.codec, facts.fps) == (17, 64, "h264", 12)
+    values = json.loads(cli("storyboard", "film.toml", "--json", "-q", "--no-metadata").out)
+    assert (values["path"], values["num_frames"]) == ("film-2.mp4", 17)
+    assert read_recipe(Path("film-2.mp4")) is None
+    ended = cli("replay", "film.mp4")
+    assert ended.code == 2 and "film.mp4 is joined of several shots" in ended.err
+
+
+def test_refused_before_anything_is_made(board: Any, cli: Any, home: Path, tiny: Path) -> None:
+    board()
+    film("film.mp4")
+    for options in (["-o", "film.mp4"], ["-o", "no/film.mp4"], ["-o", "film.txt"], ["--lossless", "-o", "a.mp4"]):
+        ended = cli("storyboard", "film.toml", *options)
+        assert ended.code in (2, 5) and len(ended.err.splitlines()[-2:]) == 2, ended.err
+    Path("film.toml").write_text('model = "wan2.1-i2v-14b-480p"\n' + SHOTS)
+    ended = cli("storyboard", "film.toml")
+    assert ended.code == 2 and "shot 1: wan2.1-i2v-14b-480p makes videos from an image" in ended.err
+    assert sorted(path.name for path in home.iterdir()) == ["film.mp4", "film.toml"]
+
+
+def test_every_shot_has_a_plan(board: Any, tiny: Path) -> None:
+    plans = plan_shots(board(), "cpu", None)
+    assert [plan.timeline.num_frames for plan in plans] == [6, 5 + 5, 6]
