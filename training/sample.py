@@ -113,6 +113,13 @@ def generate(
     return noise
 
 
+def grid_of(model: Model, latents: Tensor) -> Grid:
+    """The grid of latents [n, C, T, h, w] of another shape than the native one."""
+    compression = model.grid.compression
+    frames, (rows, columns) = latents.shape[2], (side * compression.stride[1] for side in latents.shape[3:])
+    return lay_grid(VideoSize(columns, rows, compression.num_frames(frames), model.grid.fps), compression)
+
+
 def decode(vae: PocketVae, latents: Tensor) -> Tensor:
     """Frames uint8 [B, T, H, W, 3]."""
     return torch.stack([to_uint8(torch.cat(list(vae.decode(clip[None])))) for clip in latents])

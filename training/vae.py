@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -72,6 +72,38 @@ def fit_normalisation(vae: PocketVae, shards: list[Path]) -> None:
     vae.latent_mean.copy_(raw.mean(0))
     vae.latent_scale.copy_((std * std.max()).sqrt())
     vae.latent_std.copy_(std / vae.latent_scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Pick:
+    """A part of a clip: frames uint8 [T, H, W, 3], mask uint8 [T, H, W], and the latents to decode, if not its own."""
+
+    frames: Tensor
+    mask: Tensor
+    latents: Tensor | None
+
+
+def draw(rng: random.Random, cache: dict[Path, dict[str, Tensor]], path: Path, crop: int, num_frames: int) -> Pick:
+    """A random part of a random clip in a shard, mirrored half of the time."""
+    if path not in cache:
+        if len(cache) > 400:
+            cache.pop(next(iter(cache)))
+        cache[path] = load_file(path)
+    clip, mask, latents = (cache[path].get(name) for name in ("frames", "mask", "latents"))
+    assert clip is not None and mask is not None
+    n = rng.randrange(len(clip))
+    if latents is not None:  # made for the whole clip: cut where latents are
+        y, x = (PATCH * rng.randint(0, (side - crop) // PATCH) for side in clip.shape[2:4])
+        rows, columns, depth = slice(y, y + crop), slice(x, x + crop), 1 + (num_frames - 1) // GROUP
+        place = (slice(y // PATCH, (y + crop) // PATCH), slice(x // PATCH, (x + crop) // PATCH))
+        return Pick(clip[n, :num_frames, rows, columns], mask[n, :num_frames, rows, columns],
+                    latents[(n, slice(None), slice(depth), *place)])  # fmt: skip
+    start = rng.randint(0, clip.shape[1] - num_frames)
+    y, x = rng.randint(0, clip.shape[2] - crop), rng.randint(0, clip.shape[3] - crop)
+    window = (n, slice(start, start + num_frames), slice(y, y + crop), slice(x, x + crop))
+    if rng.random() < 0.5:
+        return Pick(clip[window].flip(2), mask[window].flip(2), None)
+    return Pick(clip[window], mask[window], None)
 
 
 def reconstruction_loss(out: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -156,6 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--frames", type=int, default=13)
     parser.add_argument("--freeze-encoder", action="store_true")
+    parser.add_argument("--sampled", type=float, default=0.0, help="share of clips with latents of training.resample")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     if options.device == "cpu":
@@ -195,27 +228,17 @@ def main(arguments: list[str] | None = None) -> None:
     rng = random.Random(step)
     shards: list[Path] = []
     cache: dict[Path, dict[str, Tensor]] = {}
+    sampled: list[Path] = []
     began, total = time.time(), options.minutes * 60
     last = began
     while (spent := time.time() - began) < total:
         if not shards or step % 50 == 0:
             shards = sorted((options.run / "pixels").glob("clips-*"))
-        frames, masks = [], []
-        for _ in range(options.batch):
-            path = rng.choice(shards)
-            if path not in cache:
-                if len(cache) > 400:
-                    cache.pop(next(iter(cache)))
-                cache[path] = read_shard(path)[0]
-            clip, mask = cache[path]["frames"], cache[path]["mask"]
-            n, start = rng.randrange(len(clip)), rng.randint(0, clip.shape[1] - options.frames)
-            y, x = rng.randint(0, clip.shape[2] - options.crop), rng.randint(0, clip.shape[3] - options.crop)
-            window = (n, slice(start, start + options.frames), slice(y, y + options.crop), slice(x, x + options.crop))
-            flip = rng.random() < 0.5
-            frames.append(clip[window].flip(2) if flip else clip[window])
-            masks.append(mask[window].flip(2) if flip else mask[window])
-        target = to_groups(torch.stack(frames).to(options.device))
-        weight = 1 + 3 * torch.stack(masks).to(options.device).float()[:, :, None] / 255
+            sampled = sorted((options.run / "sampled").glob("clips-*")) if options.sampled else []
+        pools = [sampled if sampled and rng.random() < options.sampled else shards for _ in range(options.batch)]
+        batch = [draw(rng, cache, rng.choice(pool), options.crop, options.frames) for pool in pools]
+        target = to_groups(torch.stack([pick.frames for pick in batch]).to(options.device))
+        weight = 1 + 3 * torch.stack([pick.mask for pick in batch]).to(options.device).float()[:, :, None] / 255
         warm, left = min(1.0, (step + 1) / 50), max(0.02, 1 - spent / total)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * warm * left
@@ -226,6 +249,9 @@ def main(arguments: list[str] | None = None) -> None:
             # channels, and the decoder learns to see through it. Most draws are small, so exact latents stay sharp.
             level = NOISE * torch.rand(len(raw), 1, 1, 1, 1, device=raw.device).square()
             raw = raw + level * vae.latent_scale.view(1, 1, -1, 1, 1) * torch.randn_like(raw)
+            for row, pick in enumerate(batch):
+                if pick.latents is not None:
+                    raw[row] = vae.denormalise(pick.latents[None].float().to(raw))[0]
             out, _ = vae.decode_groups(raw)
         out, target = (video.flatten(1, 2)[:, GROUP - 1 :].float() for video in (out, target))
         loss = reconstruction_loss(out, target, weight)

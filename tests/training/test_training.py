@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from soragen.pipeline.resolve import resolve
 from soragen.pipeline.run import generate
 from soragen.video.facts import video_facts
-from training import clips, export, latents, restore, text, transformer, vae
+from training import clips, export, latents, resample, restore, text, transformer, vae
 from training.world.captions import caption
 from training.world.render import render
 from training.world.scene import ATTRIBUTES, SUBJECTS, is_held_out, sample_scene
@@ -60,6 +60,23 @@ def test_every_stage_goes_on_where_it_was(run: Path, capsys: pytest.CaptureFixtu
     step = torch.load(run / "vae" / "state.pt", weights_only=True)["step"]
     vae.main([str(run), "--minutes", "0.02", "--batch", "1", "--crop", "32", "--frames", "5", "--freeze-encoder"])
     assert torch.load(run / "vae" / "state.pt", weights_only=True)["step"] > step
+
+
+def test_the_decoder_can_learn_from_what_the_transformer_leaves(run: Path) -> None:
+    resample.main([str(run), "--model", str(run / "checkpoint"), "--clips", "4"])
+    (made,) = (load_file(path) for path in (run / "sampled").iterdir())
+    count, channels, *_ = made["latents"].shape
+    assert made["frames"].shape[:2] == (count, clips.CLIP_FRAMES) and made["latents"].shape[2] == 7
+    pick = vae.draw(random.Random(0), {}, next((run / "sampled").iterdir()), crop=32, num_frames=5)
+    assert pick.latents is not None and pick.latents.shape == (channels, 2, 4, 4)
+    assert pick.frames.shape == (5, 32, 32, 3) and pick.mask.shape == (5, 32, 32)
+
+    before = torch.load(run / "vae" / "state.pt", weights_only=True)
+    vae.main([str(run), "--minutes", "0.02", "--batch", "2", "--crop", "32", "--frames", "5", "--freeze-encoder",
+              "--sampled", "1"])  # fmt: skip
+    after = torch.load(run / "vae" / "state.pt", weights_only=True)
+    assert after["step"] > before["step"]
+    assert not torch.equal(after["vae"]["decoder_out.weight"], before["vae"]["decoder_out.weight"])
 
 
 def test_a_lost_run_is_made_again_of_what_was_exported(run: Path, tmp_path: Path) -> None:
