@@ -54,12 +54,14 @@ Its own settings are `--steps 4 --shift 5 --guidance 1 --solver renoise`: timest
 shift; each step guesses the clean video and mixes it with new noise. Look up its licence before you use it. It was
 not run here.
 """
-UPSCALER = """\
-## The latent upsampler
+TWO_PASSES = """\
+## Larger than it was trained on
 
-`Lightricks/ltxv-spatial-upscaler-0.9.7` doubles the height and width of latents, for a second pass of a few steps. The
-network is here (`soragen/families/ltx_video/latent_upsampler.py`) and equal to diffusers'; no command calls it yet, so
-that a video is rendered in one pass.
+From a prompt alone, a video beyond {area} times the trained area is made in two passes: all steps at two thirds of the
+sides, the latents at twice of those, then {steps} steps more at timesteps {timesteps}; the frames are scaled to the size
+asked for. That takes `{file}`, which `models pull` fetches, too; in a folder of your own it is `latent_upsampler/`. A
+plan says so in a line. With given frames, or without that part, such a video is rendered at the trained area and
+enlarged; `--direct` renders it at once.
 """
 
 
@@ -80,9 +82,6 @@ NOTES = {
         "wan2.2_i2v_A14b_high_noise_lora_rank64_lightx2v_4step_1022.safetensors",
         "wan2.2_i2v_A14b_low_noise_lora_rank64_lightx2v_4step_1022.safetensors",
     ),
-    "ltx-video-13b-0.9.7-dev": UPSCALER,
-    "ltx-video-13b-0.9.7-distilled": UPSCALER,
-    "ltx-video-13b-0.9.8-distilled": UPSCALER,
 }
 
 
@@ -99,6 +98,7 @@ def page(checkpoint: Checkpoint) -> str:
     parts += ["## Memory", memory(checkpoint)]
     parts += ["## What was run", evidence(checkpoint)]
     parts += [NOTES[checkpoint.name].rstrip()] if checkpoint.name in NOTES else []
+    parts += two_passes(checkpoint)
     return "\n\n".join(parts) + "\n"
 
 
@@ -129,7 +129,8 @@ def facts(checkpoint: Checkpoint) -> Iterator[list[str]]:
     yield ["family", f"`{checkpoint.family}`"]
     if checkpoint.is_hub:
         commit = f", commit `{checkpoint.revision[:8]}`" if checkpoint.revision else ""
-        yield ["source", f"[{checkpoint.source}](https://huggingface.co/{checkpoint.source}){commit}"]
+        file = f"`{checkpoint.file}` of " if checkpoint.file else ""
+        yield ["source", f"{file}[{checkpoint.source}](https://huggingface.co/{checkpoint.source}){commit}"]
     yield ["to download", download(checkpoint)]
     longest = f", at most {native.max_num_frames} at once" if native.max_num_frames != native.num_frames else ""
     yield [
@@ -254,6 +255,18 @@ def measured(checkpoint: Checkpoint) -> str:
     if checkpoint.source == EMBEDDED:
         return "On a processor every part computes in float32; [what was measured](../bench.md) is there."
     return "They were not measured with these weights."
+
+
+def two_passes(checkpoint: Checkpoint) -> Iterator[str]:
+    timesteps = checkpoint.defaults.second_pass
+    for part in checkpoint.parts:
+        if part.folder == "latent_upsampler" and timesteps:
+            head, _, text = TWO_PASSES.partition("\n\n")
+            said = text.format(
+                area=f"{checkpoint.native.max_area:g}", steps=len(timesteps), file=part.file,
+                timesteps=" ".join(f"{timestep:g}" for timestep in timesteps),
+            )  # fmt: skip
+            yield f"{head}\n\n{wrapped(said)}"
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:

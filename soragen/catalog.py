@@ -50,11 +50,16 @@ class Licence:
 
 @dataclass(frozen=True)
 class Part:
-    """A network of a checkpoint that others published, under terms of its own. folder: where it is, as text_encoder."""
+    """A network of a checkpoint with terms of its own. folder: where it is, as text_encoder.
+
+    source: the repository it comes from, where that is not the checkpoint's. file: see `Checkpoint`.
+    """
 
     folder: str
     description: str
     licence: Licence
+    source: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class Defaults:
     shifts: for checkpoints whose shift depends on the size; the one nearest in area holds, and `shift` where there are
     none. low_noise_guidance_scale: of the second transformer of two, 0 where it is `guidance_scale`.
     timesteps: of a distilled checkpoint whose schedule is "listed", as many as its steps.
+    second_pass: timesteps of the steps over upsampled latents, for checkpoints that have a latent upsampler.
     """
 
     width: int
@@ -131,6 +137,7 @@ class Defaults:
     shifts: tuple[ShiftAt, ...] = ()
     low_noise_guidance_scale: float = 0.0
     timesteps: tuple[float, ...] = ()
+    second_pass: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.timesteps) != (self.num_steps if self.schedule == "listed" else 0):
@@ -167,7 +174,8 @@ class Abilities:
 class Checkpoint:
     """source: "embedded", a hub repository "owner/name", or the absolute path of a folder. revision: of the repository.
 
-    parts: those with a licence of their own.
+    file: of a repository that holds files as their authors store them, the one with transformer and VAE.
+    parts: those with a licence or a source of their own.
     signature: values of config files that tell the checkpoint from others with the same transformer_class, by component
     and key: "transformer.num_layers".
     download_bytes: about, where `files` does not say.
@@ -185,6 +193,7 @@ class Checkpoint:
     dtypes: Dtypes
     abilities: Abilities
     revision: str = ""
+    file: str = ""
     parts: tuple[Part, ...] = ()
     signature: dict[str, Any] = field(default_factory=dict)
     download_bytes: int = 0
@@ -239,7 +248,7 @@ def _inherited(name: str, tables: dict[str, Table], below: tuple[str, ...] = ())
     return merge(above, values)
 
 
-OF_ONE = ("revision", "files", "download_bytes")
+OF_ONE = ("revision", "file", "files", "download_bytes")
 """What holds for one repository, and not for a checkpoint that is like it."""
 
 
@@ -359,7 +368,9 @@ def identify(folder: Path) -> tuple[list[Checkpoint], bool]:
     More than one where configs do not tell them apart. Raises InputError where none has the folder's transformer.
     """
     transformer_class, known = transformer_class_of(folder), catalog().values()
-    same_class = [checkpoint for checkpoint in known if checkpoint.transformer_class == transformer_class]
+    same_class = [
+        checkpoint for checkpoint in known if checkpoint.transformer_class == transformer_class and not checkpoint.file
+    ]  # what is published as a file is no folder
     if not same_class:
         classes = ", ".join(sorted({checkpoint.transformer_class for checkpoint in known}))
         raise InputError(f"{folder} holds a {transformer_class}, which is not supported", f"supported: {classes}")

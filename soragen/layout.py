@@ -16,7 +16,7 @@ from soragen.errors import InputError
 INDEX = "model_index.json"
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
 """What every checkpoint has. model_index.json may name more: a second transformer, an image encoder."""
-ALSO = ("transformer_2", "image_encoder", "image_processor", "scheduler")
+ALSO = ("transformer_2", "image_encoder", "image_processor", "latent_upsampler", "scheduler")
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")

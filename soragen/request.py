@@ -15,6 +15,11 @@ from soragen.size import FITS, Fit, VideoSize
 
 RECIPE_VERSION = 1
 
+QUANTIZED = ("int8", "fp8")
+"""How weights of 8 bits may be stored."""
+ATTENTIONS = {"sdpa": True, "flash3": True, "sage": False}
+"""Name to whether it is exact: equal to the others but for the order in which it adds."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -123,6 +128,8 @@ class Request:
     checkpoint: a name in weights.toml, or the path of a folder in the published layout.
     edit: what is done with given files; None for a video from the prompt alone.
     loras: what is added to the weights of the transformer.
+    quantize: one of `QUANTIZED`, for the blocks of the transformer and of the text encoder; None is as they are stored.
+    attention: one of `ATTENTIONS`.
     direct: the whole size and duration are rendered at once, whatever the checkpoint was trained on.
     """
 
@@ -139,6 +146,8 @@ class Request:
     edit: Edit | None = None
     loras: tuple[LoraFile, ...] = ()
     direct: bool = False
+    quantize: str | None = None
+    attention: str = "sdpa"
 
     @property
     def is_guided(self) -> bool:
@@ -166,11 +175,16 @@ class Request:
             **({"edit": self.edit.to_dict()} if self.edit is not None else {}),
             **({"loras": [lora.to_dict() for lora in self.loras]} if self.loras else {}),
             **({"direct": True} if self.direct else {}),
+            **({"quantize": self.quantize} if self.quantize is not None else {}),
+            **({"attention": self.attention} if not ATTENTIONS[self.attention] else {}),  # another one makes the same
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Request:
         """The request that `to_dict` wrote. Raises KeyError, TypeError or ValueError when `values` is not one."""
+        quantize, attention = values.get("quantize"), values.get("attention", "sdpa")
+        if quantize not in (None, *QUANTIZED) or attention not in ATTENTIONS:
+            raise ValueError(f"quantize {quantize!r}, attention {attention!r}")
         size = VideoSize(
             int(values["width"]), int(values["height"]), int(values["num_frames"]), Fraction(values["fps"])
         )
@@ -188,4 +202,6 @@ class Request:
             edit=Edit.from_dict(values["edit"]) if "edit" in values else None,
             loras=tuple(LoraFile.from_dict(lora) for lora in values.get("loras", ())),
             direct=values.get("direct") is True,
+            quantize=quantize,
+            attention=attention,
         )

@@ -82,9 +82,11 @@ class Hub:
     `stall` keeps it silent for so many seconds, `status` answers instead, `corrupt` is how often other bytes are sent.
 
     listing: statuses before the list of files is given. token: needed for files. elsewhere: where files really lie.
+    others: the files of further repositories, by name; nothing goes wrong with those.
     """
 
     files: dict[str, bytes]
+    others: dict[str, dict[str, bytes]] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     status: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     corrupt: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -121,16 +123,16 @@ class Hub:
             one for one in self.asked if one.method == "GET" and "/resolve/" in one.path and one.path.endswith(path)
         ]
 
-    def list_files(self) -> dict[str, Any]:
+    def list_files(self, source: str = SOURCE) -> dict[str, Any]:
         siblings = []
-        for path, data in self.files.items():
+        for path, data in self.others.get(source, self.files).items():
             entry: dict[str, Any] = {"rfilename": path, "size": len(data)}
             entry["blobId"] = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
             if path.endswith((".safetensors", ".bin", ".model")):
                 sha256 = hashlib.sha256(data).hexdigest()
                 entry["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 135}
             siblings.append(entry)
-        return {"id": SOURCE, "modelId": SOURCE, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+        return {"id": source, "modelId": source, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -149,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/api/models/"):
             if hub.listing:
                 self.answer(hub.listing.pop(0))
+            elif (source := path.removeprefix("/api/models/").removesuffix(f"/revision/{COMMIT}")) in hub.others:
+                self.answer(200, json.dumps(hub.list_files(source)).encode())
             elif path == f"/api/models/{SOURCE}/revision/{COMMIT}":
                 self.answer(200, json.dumps(hub.list_files()).encode())
             elif path.startswith(f"/api/models/{SOURCE}/"):
@@ -157,20 +161,23 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer(401, error="RepoNotFound")
         elif path.startswith(start := f"/{SOURCE}/resolve/{COMMIT}/"):
             self.file(path.removeprefix(start))
+        elif found := [at for source in hub.others if path.startswith(at := f"/{source}/resolve/{COMMIT}/")]:
+            self.file(path.removeprefix(found[0]), hub.others[found[0].split("/resolve/")[0].strip("/")])
         else:
             self.answer(404)
 
-    def file(self, name: str) -> None:
+    def file(self, name: str, files: dict[str, bytes] | None = None) -> None:
         hub = self.hub
+        files = hub.files if files is None else files
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             return self.answer(401, error="GatedRepo")
         if hub.elsewhere:
             return self.answer(302, location=hub.elsewhere + self.path)
-        if name not in hub.files:
+        if name not in files:
             return self.answer(404, error="EntryNotFound")
         if self.command == "GET" and hub.status[name]:
             return self.answer(hub.status[name].pop(0))
-        data, first = hub.files[name], 0
+        data, first = files[name], 0
         if self.command == "GET" and hub.corrupt[name]:
             hub.corrupt[name] -= 1
             data = bytes(len(data))

@@ -124,9 +124,13 @@ PUBLISHED: dict[str, dict[str, Network]] = {
     "ltx-video-0.9.0": {"transformer": LTX_2B, "vae": Network(LTX_VAE_090, 419_193_649), **T5},
     "ltx-video-0.9.1": {"transformer": LTX_2B, "vae": Network(LTX_VAE_091, 934_976_434), **T5},
     "ltx-video-0.9.5": {"transformer": LTX_2B, **LTX_SINCE_095},
+    "ltx-video-0.9.6-dev": {"transformer": LTX_2B, **LTX_SINCE_095},
+    "ltx-video-0.9.6-distilled": {"transformer": LTX_2B, **LTX_SINCE_095},
     "ltx-video-13b-0.9.7-dev": {"transformer": LTX_13B, **LTX_SINCE_095},
     "ltx-video-13b-0.9.7-distilled": {"transformer": LTX_13B, **LTX_SINCE_095},
     "ltx-video-13b-0.9.8-distilled": {"transformer": LTX_13B, **LTX_SINCE_095},
+    "ltx-video-13b-0.9.8-dev": {"transformer": LTX_13B, **LTX_SINCE_095},
+    "ltx-video-0.9.8-distilled": {"transformer": LTX_2B, **LTX_SINCE_095},
 }
 INDEXES: dict[str, Config] = {
     "wan2.2-t2v-a14b": {"boundary_ratio": 0.875},

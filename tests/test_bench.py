@@ -1,8 +1,12 @@
-"""The measuring works: every column is filled, memory is that of the right process, the page keeps its prose."""
+"""The measuring works: every column is filled, memory is that of the right process, the page keeps its prose.
+
+Against diffusers: both sides make the same thing.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import platform
 import re
@@ -13,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,3 +83,47 @@ def test_a_process_that_fails_ends_the_bench(watch: ModuleType) -> None:
         watch.run(["-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"], {})
     refused = watch.run(["-c", "import sys; sys.exit(2)"], {}, may_fail=True)
     assert refused.code == 2
+
+
+def test_both_sides_make_the_same_video(
+    watch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("imageio")
+    peer = importlib.import_module("peer")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("SORAGEN_CACHE", str(tmp_path))
+    words = ["--size", "tiny", "--case", "wan-2.2-ti2v", "--repeat", "1", "--threads", str(torch.get_num_threads())]
+    monkeypatch.setattr(sys, "argv", ["peer.py", *words, "--json"])
+    peer.main()
+    (found,) = json.loads(capsys.readouterr().out)["results"]
+    assert found["deviation"]["latents"] <= 1e-5 and found["deviation"]["frames"] <= 1e-5
+    assert found["deviation"]["levels"] < 0.5
+    for side in peer.SIDES:
+        values = found[side]
+        assert values["wall"] == pytest.approx(sum(values["seconds"].values()))
+        assert all(values["seconds"][stage] > 0 for stage in peer.STAGES)
+        assert values["cpu"] > 0 and values["memory"] > 100e6 and values["ffmpeg"] > 1e6
+    rows = [line.count("|") for line in peer.markdown([found]).splitlines() if line]
+    assert rows == [13] * 5 + [5] * 3
+
+
+def test_networks_of_both_sides_hold_the_same_weights(
+    watch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = importlib.import_module("gpu")
+    cases = ["wan2.2-ti2v-5b", "ltx-video-0.9.5", "wan2.2-t2v-a14b"]
+    words = ["--device", "cpu", "--tiny", "--steps", "1", *(word for case in cases for word in ("--case", case))]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *words, "--json"])
+    gpu.main()
+    said = json.loads(capsys.readouterr().out)
+    assert said["ceiling_tflops"] > 0 and [found["case"] for found in said["results"]] == cases
+    for found in said["results"]:
+        assert ("decode" in found) == (found["case"] != "wan2.2-t2v-a14b")
+        for what in {"step", "decode"} & found.keys():
+            assert found[what]["deviation"] <= 1e-5
+            assert all(found[what][side]["seconds"] > 0 for side in gpu.SIDES)
+        assert all(found["step"][side]["ceiling"] > 0 for side in gpu.SIDES)
+    assert len(gpu.markdown(said["results"]).splitlines()) == 2 + 2 * 5
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cuda:99"])
+    with pytest.raises(SystemExit, match=r"not available: this machine has .*cpu"):
+        gpu.main()

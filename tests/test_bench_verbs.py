@@ -79,14 +79,14 @@ def test_bars(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     scores = page.Scores(bars)
     for exact, near, share in ((True, 1.0, True), (False, 1.1, True), (True, 2.0, False)):
         scores.add("verb", "exact", exact)
-        scores.add("verb", "near", near, real=1.0)
+        scores.add("verb", "near", near, real=1.0, inside=3.0)
         scores.add("verb", "share", share)
         scores.add("verb", "told", near)
     assert scores.rows() == [
-        ["verb", "exact", "always", "0.67", "", "2 of 3", "", "**no**"],
-        ["verb", "near", "0.75 to 1.25", "1.10", "2.00", "2 of 3", "1.00", "yes"],
-        ["verb", "share", ">= 0.85", "0.67", "", "", "", "**no**"],
-        ["verb", "told", "", "1.10", "", "", "", ""],
+        ["verb", "exact", "always", "0.67", "", "2 of 3", "", "", "**no**"],
+        ["verb", "near", "0.75 to 1.25", "1.10", "2.00", "2 of 3", "1.00", "3.00", "yes"],
+        ["verb", "share", ">= 0.85", "0.67", "", "", "", "", "**no**"],
+        ["verb", "told", "", "1.10", "", "", "", "", ""],
     ]
     place = tmp_path / "page.md"
     place.write_text("before\n<!-- verbs: begin -->\nold\n<!-- verbs: end -->\nafter\n")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from soragen.catalog import EMBEDDED, catalog, find, identify
 from soragen.diffusion.sampler import denoise
-from soragen.diffusion.schedule import NoiseLevel, make_schedule
+from soragen.diffusion.schedule import NoiseLevel, linear_quadratic, make_schedule
 from soragen.diffusion.solver import make_solver
 from soragen.families import load_family
 from soragen.families.ltx_video.transformer import LtxTransformer
@@ -39,6 +39,8 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 LISTED = [name for name, checkpoint in catalog().items() if checkpoint.source != EMBEDDED]
+FOLDERS = [name for name in LISTED if not catalog()[name].file]
+"""The rest are published as single files."""
 FEW_STEPS = [name for name, checkpoint in catalog().items() if checkpoint.defaults.schedule == "listed"]
 
 OURS: dict[str, Callable[[Path], nn.Module]] = {
@@ -97,12 +99,12 @@ def test_names_and_shapes_are_those_of_the_reference(network: Network, tmp_path:
     assert sum(weight.numel() for weight in reference.parameters()) == network.num_weights
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_told_by_its_configs(name: str, tmp_path: Path) -> None:
     found, fits = identify(write_configs(name, tmp_path))
     assert fits and name in (checkpoint.name for checkpoint in found)
     built = PUBLISHED[name], INDEXES.get(name)
-    alike = [other for other in PUBLISHED if (PUBLISHED[other], INDEXES.get(other)) == built]
+    alike = [other for other in FOLDERS if (PUBLISHED[other], INDEXES.get(other)) == built]
     assert sorted(checkpoint.name for checkpoint in found) == sorted(alike)
 
 
@@ -142,6 +144,15 @@ def test_values_of_the_publishers() -> None:
     assert large.defaults.timesteps == (1000, 993, 987, 981, 975, 909, 725, 0.03)
     assert (large.native.width, large.native.height, large.native.fps) == (1216, 704, 30)
     assert "10 million" in large.licence.commercial
+    small, dev = known["ltx-video-0.9.8-distilled"], known["ltx-video-13b-0.9.8-dev"]
+    assert small.defaults == large.defaults and small.file == "ltxv-2b-0.9.8-distilled.safetensors"
+    assert {part.file for part in (*small.parts, *dev.parts)} == {"", "ltxv-spatial-upscaler-0.9.8.safetensors"}
+    second = [level.timestep for level in linear_quadratic(10)[6:-1]]
+    assert dev.defaults.second_pass == pytest.approx(second) and dev.defaults.num_steps == 30
+    fast = known["ltx-video-0.9.6-distilled"].defaults
+    listed = [level.sigma for level in linear_quadratic(fast.num_steps)[:-1]]
+    assert listed == pytest.approx([1, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219], abs=1e-4)
+    assert (fast.solver, fast.guidance_scale, fast.negative_prompt) == ("renoise", 1, "")
 
 
 @pytest.mark.parametrize("name", FEW_STEPS)

@@ -11,7 +11,8 @@ from soragen.cli import output
 from soragen.cli.interrupt import interruptible
 from soragen.errors import EXIT_INTERRUPTED, InputError, ResourceError, SoragenError
 
-OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory")  # torch's, on an accelerator and on a processor
+OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "Cannot allocate memory")
+"""torch's words: on an accelerator, on a processor, and for a file that cannot be mapped."""
 SMALLER = "use a smaller --size, fewer --seconds, or a machine with more"
 
 

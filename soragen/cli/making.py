@@ -34,6 +34,8 @@ class Common:
     lora_partial: options.LoraPartial = False
     device: options.Device = None
     dtype: options.Dtype = None
+    quantize: options.Quantize = None
+    attention: options.Attention = None
     overwrite: options.Overwrite = False
     no_metadata: options.NoMetadata = False
     strict: options.Strict = False
@@ -46,7 +48,7 @@ class Common:
     def asked(self) -> dict[str, Any]:
         """What is asked of the model, by the names of `soragen.pipeline.resolve.resolve`."""
         names = ("seed", "steps", "guidance", "negative", "shift", "solver", "model", "lora", "lora_partial")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "quantize", "attention")}
 
 
 def with_common(command: Callable[Concatenate[Common, P], None]) -> Callable[P, None]:

@@ -85,6 +85,14 @@ Device = Annotated[
     str | None, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps. Default: the fastest.")
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", metavar="T", help="float32, bfloat16 or float16.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", metavar="TYPE", help="int8 or fp8: weights of 8 bits. Less memory, not the same video."),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option("--attention", metavar="NAME", help="sdpa, flash3 or sage, where it is installed. sage approximates."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Do not store the recipe in the video.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail when the prompt is too long, instead of dropping words.")]

@@ -62,19 +62,25 @@ def denoise(
     # One of its own: that of the seed itself drew the noise which the video, and some solvers, start from.
     own_seed = int(torch.randint(2**63 - 1, (), generator=torch.Generator("cpu").manual_seed(seed)))
     generator = torch.Generator("cpu").manual_seed(own_seed)
+    repeats = 1 if known is None or known.native else known.repeats
     for index in range(first_step, num_steps):
         # Entered for each step, never across a yield: it would leak into the consumer's code.
         with torch.inference_mode():
-            for left in reversed(range(_times(known, index, num_steps))):
+            for left in reversed(range(_times(repeats, index, num_steps))):
                 latents, clean = _step(denoiser, latents, noise, schedule, index, solver, known)
                 if left:
                     latents = _back(latents, schedule[index + 1], schedule[index], generator)
         yield Step(index, num_steps, schedule[index + 1], latents, clean)
 
 
-def _times(known: KnownFrames | None, index: int, num_steps: int) -> int:
+def num_forwards(num_steps: int, first_step: int = 0, repeats: int = 1) -> int:
+    """How often `denoise` asks its denoiser. repeats: of known frames that are not native, see `KnownFrames`."""
+    return sum(_times(repeats, index, num_steps) for index in range(first_step, num_steps))
+
+
+def _times(repeats: int, index: int, num_steps: int) -> int:
     """How often step `index` is taken. The way back to the first level would leave nothing of what was made."""
-    return known.repeats if known is not None and not known.native and 0 < index < num_steps / 2 else 1
+    return repeats if 0 < index < num_steps / 2 else 1
 
 
 def _back(latents: Tensor, here: NoiseLevel, to: NoiseLevel, generator: torch.Generator) -> Tensor:

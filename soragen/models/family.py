@@ -135,8 +135,15 @@ class Family(Protocol):
     def latent_channels(self, folder: Path) -> int: ...
 
     def load_text_encoder(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
-    ) -> TextEncoder: ...
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = Residence.RESIDENT,
+        quantize: str | None = None,
+    ) -> TextEncoder:
+        """quantize: how the weights in its blocks are stored, see `soragen.models.quantize`; so of the transformer."""
+        ...
 
     def load_transformer(
         self,
@@ -145,6 +152,7 @@ class Family(Protocol):
         dtype: torch.dtype,
         residence: Residence = Residence.RESIDENT,
         changes: Mapping[str, Change] = NO_CHANGES,
+        quantize: str | None = None,
     ) -> Transformer:
         """changes: of the weights as they are loaded, by the names of `lora_targets`."""
         ...
@@ -185,6 +193,27 @@ class KeyframeFamily(Family, Protocol):
     """
 
     def takes_keyframes(self, folder: Path) -> bool: ...
+
+
+class LatentUpsampler(Protocol):
+    """Gives latents twice the height and width, for a second pass of a few steps."""
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """[1, C, T, 2H, 2W] float32 of [1, C, T, H, W], both of unit variance, as the transformer knows them."""
+        ...
+
+
+@runtime_checkable
+class LatentUpsamplerFamily(Family, Protocol):
+    """A family with checkpoints that have a latent upsampler, and steps for a second pass (`Defaults.second_pass`)."""
+
+    def has_latent_upsampler(self, folder: Path) -> bool: ...
+
+    def upsampler_bytes(self, folder: Path, grid: Grid) -> int:
+        """Its weights and, for latents of `grid`, its activations; in float32."""
+        ...
+
+    def load_latent_upsampler(self, folder: Path, device: torch.device, dtype: torch.dtype) -> LatentUpsampler: ...
 
 
 class Upscaler(Protocol):

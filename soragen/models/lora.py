@@ -25,7 +25,7 @@ from soragen.models.fingerprint import describe, read_header
 from soragen.models.keys import Naming, Shapes
 from soragen.models.lora_keys import Part, is_text_encoder, refuse_kind, seems_for, spelled, split_key
 from soragen.models.lora_scale import Scaling, read_scaling
-from soragen.models.weights import FLOATS, Change, _open, _read, is_finite, some
+from soragen.models.weights import FLOATS, Change, is_finite, open_file, read_tensor, some
 
 OURS = Naming("")
 """Of files that have our names alone."""
@@ -134,7 +134,7 @@ def fit(path: Path, scale: float, targets: Targets) -> Fit:
     for key, kind in header.dtypes.items():
         if kind not in FLOATS:
             raise WeightsError(f"LoRA {path.name}: {key} is stored as {kind}", "use one in 16 or 32 bits")
-    with _open(path) as file:
+    with open_file(path) as file:
         layers, others = _layers(path, shapes)
         scaling = read_scaling(path, file.metadata() or {})
         deltas: dict[str, Delta] = {}
@@ -164,7 +164,7 @@ def merging(fits: Sequence[Fit]) -> Change:
     The weight must be in the type in which it is stored; what comes out is float32 where something was changed, to be
     cast once. The files stay mapped as long as what is returned is kept.
     """
-    opened = [(lora, _open(lora.path)) for lora in fits]
+    opened = [(lora, open_file(lora.path)) for lora in fits]
 
     def change(name: str, weight: Tensor) -> Tensor:
         changes = [(lora, file) for lora, file in opened if name in lora.deltas]
@@ -173,7 +173,7 @@ def merging(fits: Sequence[Fit]) -> Change:
         total = weight.to(torch.float32, copy=True)
         for lora, file in changes:
             delta = lora.deltas[name]
-            tensors = [_read(file, key, lora.path).to(total) for key in delta.keys]
+            tensors = [read_tensor(file, key, lora.path).to(total) for key in delta.keys]
             for key, tensor in zip(delta.keys, tensors, strict=True):
                 if not is_finite(tensor):
                     raise WeightsError(f"LoRA {lora.path.name}: {key} holds values that are not finite", "leave it out")
@@ -224,7 +224,7 @@ def _layers(path: Path, shapes: Shapes) -> tuple[dict[str, dict[Part, str]], lis
 
 
 def _alpha(file: Any, key: str, path: Path) -> float:
-    alpha = _read(file, key, path)
+    alpha = read_tensor(file, key, path)
     if alpha.numel() != 1 or not is_finite(alpha):
         raise WeightsError(f"LoRA {path.name}: {key} is not one number", "fetch the file again")
     return float(alpha)

@@ -20,7 +20,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from soragen.models.weights import Network, Weights, find_weights, load_module, ready, weight_files
+from soragen.errors import InputError
+from soragen.models.quantize import quantised
+from soragen.models.weights import Network, Weights, find_weights, load_module, own_names, ready, weight_files
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 ALIGNMENT = 256
@@ -57,7 +59,7 @@ def measure(files: Path, tables: tuple[str, ...] = ()) -> Sizes:
     rest = 0
     for path in weight_files(files):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
+            for key in own_names(files, file.keys()):
                 count = math.prod(file.get_slice(key).get_shape())
                 if numbered := re.match(r"(.+?)\.(\d+)\.", key):
                     lists[numbered[1]][int(numbered[2])] += count
@@ -77,6 +79,7 @@ def load_network(
     residence: Residence,
     blocks: str,
     table: str | None = None,
+    quantize: str | None = None,
     device: torch.device,
     **options: Any,
 ) -> Network:
@@ -85,10 +88,19 @@ def load_network(
     blocks: the name of the network's list of blocks, over which its forward loops. table: the name of an embedding, of
     which few rows are needed at a time: streamed, they are read from the file. The values of a block are looked at when
     it is first used, which raises WeightsError where they are not finite.
+
+    quantize: "int8" or "fp8", for the matrices in blocks that are resident; see `soragen.models.quantize`. Raises
+    InputError for others.
     """
-    if residence is Residence.RESIDENT:
+    if residence is Residence.RESIDENT and quantize is None:
         return load_module(build, files, device=device, **options)
     network, weights = find_weights(build, files, **options)
+    if quantize is not None:
+        if residence is not Residence.RESIDENT:
+            raise InputError("blocks that come one at a time are not quantised", "leave --quantize out")
+        tensors = quantised(network, blocks, weights.read(weights.stored, device), quantize)
+        network.load_state_dict(dict(tensors), strict=True, assign=True)
+        return ready(network)
     away = (f"{blocks}.", *([f"{table}."] if table else []))
     here = weights.read([name for name in weights.stored if not name.startswith(away)], device)
     network.load_state_dict({**network.state_dict(), **dict(here)}, strict=True, assign=True)

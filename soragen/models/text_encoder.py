@@ -74,7 +74,11 @@ class Tokenizer:
 
 
 def load_t5(
-    folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    residence: Residence = Residence.RESIDENT,
+    quantize: str | None = None,
 ) -> T5Encoder:
     """The encoder in a published folder, which may hold the decoder too. Raises WeightsError."""
     config = T5Config.read(folder)
@@ -84,6 +88,7 @@ def load_t5(
         residence=residence,
         blocks="encoder.block",
         table="shared",
+        quantize=quantize,
         device=device,
         dtype=dtype,
         keep_float32=("DenseReluDense.wo.",) if dtype == torch.float16 else (),  # its outputs overflow float16
@@ -97,7 +102,7 @@ class PromptEncoder:
     """Prompts to contexts with a published T5 or UMT5. The encoder is loaded when the first uncached prompt comes.
 
     folder: config.json and weights. tokenizer: the tokenizer.json. max_length: tokens, the end token included.
-    cache: where embeddings are kept; by default the user's cache folder, None for none. residence: of the encoder.
+    cache: where embeddings are kept; by default the user's cache folder, None for none. residence, quantize: of the encoder.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class PromptEncoder:
         padding: Padding = "none",
         cache: Path | Literal["default"] | None = "default",
         residence: Residence = Residence.RESIDENT,
+        quantize: str | None = None,
     ) -> None:
         self.folder = folder
         self.max_length = max_length
@@ -118,6 +124,7 @@ class PromptEncoder:
         self.dtype = dtype
         self.padding = padding
         self.residence = residence
+        self.quantize = quantize
         tokenizer = tokenizer_file(tokenizer)
         self.tokenizer = Tokenizer(tokenizer)
         vocab_size = T5Config.read(folder).vocab_size
@@ -151,6 +158,7 @@ class PromptEncoder:
         ids, _ = self.tokenizer.encode(prompt, self.max_length)
         # Devices round differently: what one computed is not read on another, so that a seed gives the same bytes.
         key: list[str | int] = [*ids, "of", self.max_length, self.padding, str(self.dtype), self.device.type]
+        key += [self.quantize] if self.quantize is not None else []
         found = self._cache.read(key, self.dtype)
         if found is None:
             found = self._encode(ids)
@@ -161,7 +169,7 @@ class PromptEncoder:
     def _encode(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [L, D] and mask [L] of one prompt."""
         if self._encoder is None:
-            self._encoder = load_t5(self.folder, self.device, self.dtype, self.residence)
+            self._encoder = load_t5(self.folder, self.device, self.dtype, self.residence, self.quantize)
         length = len(ids) if self.padding == "none" else self.max_length
         padded = torch.tensor([ids + [self.tokenizer.pad_id] * (length - len(ids))], device=self.device)  # [1, L]
         mask = torch.arange(length, device=self.device)[None] < len(ids)  # [1, L]

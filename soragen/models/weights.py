@@ -70,8 +70,8 @@ class Weights:
             where, key = self.stored[name]
             if where != path or copied > MAPPED_BYTES:
                 file = None  # and with it the pages of the old mapping
-                file, path, copied = _open(where), where, 0
-            tensor = _read(file, key, where)
+                file, path, copied = open_file(where), where, 0
+            tensor = read_tensor(file, key, where)
             source = tensor.data_ptr()
             if name in self.scales:
                 tensor = tensor.float() * self.scales[name]
@@ -90,7 +90,7 @@ class Weights:
         if self.change is not None or name in self.scales:
             return dict(self.read([name], device))[name][index.to(device)]
         path, key = self.stored[name]
-        rows = _read(_open(path), key, path)[index].to(self.dtypes[name])
+        rows = read_tensor(open_file(path), key, path)[index].to(self.dtypes[name])
         if not is_finite(rows):
             raise WeightsError(f"{path}: {key} holds values that are not finite in {rows.dtype}", NOT_THESE)
         return rows.to(device)
@@ -104,7 +104,7 @@ class Stored(NamedTuple):
     path: Path
 
     def read(self) -> Tensor:
-        return _read(self.file, self.key, self.path)
+        return read_tensor(self.file, self.key, self.path)
 
 
 def load_module(
@@ -161,7 +161,7 @@ def find_weights(
     wanted = network.state_dict()
     paths = weight_files(files)
     with ExitStack() as opened:
-        found = [Stored(file, key, path) for path in paths for file in [opened.enter_context(_open(path))]
+        found = [Stored(file, key, path) for path in paths for file in [opened.enter_context(open_file(path))]
                  for key in file.keys()]  # fmt: skip  # noqa: SIM118 (safe_open is not a mapping)
         names = our_names((tensor.key for tensor in found), namings)
         stored: dict[str, Stored] = {}  # by the network's name
@@ -252,6 +252,15 @@ def weight_files(files: Path) -> list[Path]:
     return next(iter(choices.values()))
 
 
+def own_names(files: Path, names: Iterable[str]) -> list[str]:
+    """Of the names in a file of the component in the folder `files`, those that are not another component's.
+
+    A file with transformer and VAE is in the folders of both; the names of its VAE begin with "vae.".
+    """
+    names = list(names)
+    return [name for name in names if name.startswith("vae.") == (files.name == "vae")] or names
+
+
 def _shards(index: Path) -> list[Path]:
     """The files an index names, each once. They must lie beside it."""
     values = read_json(index)
@@ -269,7 +278,8 @@ def _shards(index: Path) -> list[Path]:
     return paths
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """A safetensors file, mapped, to be read tensor by tensor. Raises WeightsError for another kind of file."""
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
@@ -277,7 +287,8 @@ def _open(path: Path) -> Any:
             raise not_safetensors(path, file.read(64)) from error
 
 
-def _read(file: Any, key: str, path: Path) -> Tensor:
+def read_tensor(file: Any, key: str, path: Path) -> Tensor:
+    """A tensor of a file that is open, as it is stored: a view of the mapped file. Raises WeightsError."""
     try:
         return file.get_tensor(key)
     except (SafetensorError, OSError) as error:

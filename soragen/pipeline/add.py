@@ -13,6 +13,7 @@ from soragen.models import hub
 from soragen.models.download import read_digests, reuse
 from soragen.models.hub import RemoteFile
 from soragen.pipeline.events import Listener, Progress, Stage
+from soragen.pipeline.origins import single_files
 from soragen.pipeline.pull import NO_PICKLES
 
 
@@ -58,6 +59,11 @@ def add(path: Path, name: str | None, listen: Listener) -> tuple[Checkpoint, lis
 def add_from_shared_cache(name: str, listen: Listener) -> tuple[Checkpoint, list[str]]:
     """A pull without a network: what other programs left in the cache of huggingface_hub. Raises WeightsError."""
     checkpoint = catalog().get(name) or find(name)
+    if files := single_files(checkpoint):
+        raise WeightsError(
+            f"HF_HUB_OFFLINE is set, and {name} is made of single files",
+            f"unset it, or soragen models add {' '.join(files)} and its text encoder --as {name}",
+        )
     folder = hub.snapshot_in_shared_cache(checkpoint.source, checkpoint.revision) if checkpoint.is_hub else None
     if folder is None:
         raise WeightsError(

@@ -134,8 +134,7 @@ def _own_name(path: Path) -> str:
 def _lay_out(stage: Path, placed: dict[str, Network], family: str, name: str | None) -> Checkpoint:
     """Configs and links in `stage`; nothing that is kept where the files do not go together, which raises."""
     for folder, network in placed.items():
-        (stage / folder).mkdir()
-        (stage / folder / "config.json").write_text(json.dumps(network.config, indent=1), encoding="utf-8")
+        _describe(stage / folder, network)
     _check(stage, placed, family)
     checkpoint = _chosen(stage, family, name, has_two="transformer_2" in placed)
     if index := _index_of(checkpoint):
@@ -143,10 +142,29 @@ def _lay_out(stage: Path, placed: dict[str, Network], family: str, name: str | N
     described = {"like": checkpoint.name, "description": f"{checkpoint.name}, from {placed['transformer'].path.name}"}
     (stage / "soragen.json").write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
     for folder, network in placed.items():
-        for file in {network.path, *weight_files(network.path)}:
-            if not reuse(file, stage / folder / file.name):
-                raise ResourceError(f"cannot link {file} into {models_folder()}", WRITABLE)
+        _link(stage / folder, network)
     return checkpoint
+
+
+def lay_out(folder: Path, paths: Sequence[Path]) -> None:
+    """Gives each network in these files its folder in `folder`: a config.json and a link. Raises as `assemble`."""
+    try:
+        for network in (network for path in paths for network in _networks(path)):
+            _describe(folder / network.component, network)
+            _link(folder / network.component, network)
+    except OSError as error:
+        raise ResourceError(f"cannot write in {folder}: {error.strerror}", WRITABLE) from error
+
+
+def _describe(folder: Path, network: Network) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(network.config, indent=1), encoding="utf-8")
+
+
+def _link(folder: Path, network: Network) -> None:
+    for file in {network.path, *weight_files(network.path)}:
+        if not reuse(file, folder / file.name):
+            raise ResourceError(f"cannot link {file} into {folder}", WRITABLE)
 
 
 def _check(stage: Path, placed: dict[str, Network], family: str) -> None:

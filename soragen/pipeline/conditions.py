@@ -38,7 +38,7 @@ PREFIX = 2
 """Latent frames of a later clip that are keyframes; what follows them is known in its place, as LTX-Video does it."""
 LEAD_IN = 5
 """Latent frames that are encoded before a later clip and dropped: a causal VAE takes that long to forget its start."""
-REPEATS = 4
+REPEATS = 2
 """How often a step at high noise is taken where known frames are not native (docs/decisions/0010-known-frames.md)."""
 
 
@@ -209,17 +209,23 @@ def _known(checkpoint: Checkpoint, pieces: Sequence[_Known], grid: Grid, device:
         place = slice(piece.start, piece.start + piece.latents.shape[2])
         latents[:, :, place] = piece.latents.to(latents)
         mask[place] = 0
-    native = _is_native(checkpoint.abilities)
-    return KnownFrames(latents, mask, native=native, repeats=1 if native else REPEATS)
+    able = checkpoint.abilities
+    return KnownFrames(latents, mask, native=is_native(able), repeats=repeats_of(able))
 
 
-def _is_native(able: Abilities) -> bool:
+def is_native(able: Abilities) -> bool:
+    """Whether the checkpoint was trained with given frames, see `KnownFrames`."""
     return able.any_frames or able.first_frame
+
+
+def repeats_of(able: Abilities) -> int:
+    """How often a step at high noise is taken where frames are given."""
+    return 1 if is_native(able) else REPEATS
 
 
 def _note(checkpoint: Checkpoint, clips: Sequence[Clip]) -> str:
     able = checkpoint.abilities
-    if not _is_native(able):
+    if not is_native(able):
         return f"{checkpoint.name} was not trained with given frames and follows them less closely"
     if not able.any_frames and any(len(clip.frames) > 1 for clip in clips):
         return f"{checkpoint.name} was trained with one given frame and follows more of them less closely"

@@ -13,7 +13,7 @@ from soragen.diffusion.solver import make_solver
 from soragen.diffusion.windows import Window
 from soragen.models.family import Context, ExpertTransformer, Transformer
 from soragen.pipeline import drift
-from soragen.pipeline.conditions import Conditions, bind
+from soragen.pipeline.conditions import Conditions, bind, is_native, repeats_of
 from soragen.pipeline.events import Listener, Progress
 from soragen.pipeline.plan import Plan
 from soragen.request import Request
@@ -28,7 +28,9 @@ def denoise_windows(
     transformer: Transformer,
     listen: Listener,
 ) -> Tensor:
-    """Latents [1, C, T, H, W] of the whole timeline, on the CPU. source: those of the video that is restyled."""
+    """Latents [1, C, T, H, W] of the whole timeline, on the CPU. source: those it starts from, clean, of the
+    video that is restyled or of its own first pass.
+    """
     request, device, first_step = plan.request, plan.machine.device, plan.first_step
     noise = starting_noise(request.seed, plan.latent_channels, plan.grid)
     latents = torch.zeros_like(noise)
@@ -37,11 +39,11 @@ def denoise_windows(
     if given is not None:
         is_known = given.mask.cpu() == 0
         latents[:, :, is_known] = given.latents.cpu()[:, :, is_known].float()
-    steps = request.num_steps - first_step
+    steps = plan.num_steps
     anchored = drift.anchored_to(plan)
     denoiser: Denoiser | None = None
     for number, window in enumerate(plan.windows):
-        known = _known_in(window, latents, is_known, given, device)
+        known = _known_in(plan, window, latents, is_known)
         if known is None or bool(known.mask.any()):
             if denoiser is None or conditions.keyframes:  # which move against the window
                 denoiser = _bind(plan, context, negative, conditions, window, transformer)
@@ -66,15 +68,14 @@ def denoise_windows(
     return latents
 
 
-def _known_in(
-    window: Window, latents: Tensor, is_known: Tensor, given: KnownFrames | None, device: torch.device
-) -> KnownFrames | None:
+def _known_in(plan: Plan, window: Window, latents: Tensor, is_known: Tensor) -> KnownFrames | None:
     """What was given of a window's frames, or made before; None where it makes all of them."""
     free = ~is_known[window.frames]
     if bool(free.all()):
         return None
-    native, repeats = (True, 1) if given is None else (given.native, given.repeats)
-    return KnownFrames(latents[:, :, window.frames].to(device), free.float().to(device), native, repeats)
+    device, able = plan.machine.device, plan.checkpoint.abilities
+    known = latents[:, :, window.frames].to(device)
+    return KnownFrames(known, free.float().to(device), is_native(able), repeats_of(able))
 
 
 def _bind(

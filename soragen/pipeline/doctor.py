@@ -70,33 +70,83 @@ def _bfloat16() -> str:
 
 
 def _device() -> str:
+    """What computes. A GPU for which torch has no code is a failure: it would end each run in an obscure error."""
     import torch
 
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        wheel = torch.cuda.get_arch_list()
-        found = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB; torch is built for {' '.join(wheel)}"
-        if torch.version.cuda and not _is_built_for(properties.major, properties.minor, wheel):
-            raise SoragenError(
-                f"{properties.name} is sm_{properties.major}{properties.minor}; this torch has only {' '.join(wheel)}",
-                "install a torch built for it, or use --device cpu",
-            )
-        return found
+        wheel, found = torch.cuda.get_arch_list(), []
+        for number in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(number)
+            if torch.version.hip:  # its list names chips, not versions
+                found.append(f"{card.name}, {card.total_memory / 1e9:.0f} GB")
+                continue
+            architecture = f"sm_{card.major}{card.minor}"
+            if not _is_built_for(card.major, card.minor, wheel):
+                raise SoragenError(
+                    f"{card.name} is {architecture}; this torch {torch.__version__} has only {' '.join(wheel)}",
+                    f"{_torch_for(card.major, card.minor, wheel)}, or use --device cpu",
+                )
+            found.append(f"{card.name} ({architecture}), {card.total_memory / 1e9:.0f} GB")
+        return f"{'; '.join(found)}; torch is built for {' '.join(wheel) or 'it'}"
     if torch.backends.mps.is_available():
         return "Apple GPU (mps)"
-    return "no GPU: the CPU is used"
+    return f"no GPU: the CPU is used{_unused_gpu(torch.version.cuda)}"
+
+
+def _torch_for(major: int, minor: int, wheel: list[str]) -> str:
+    """What to do for a GPU that is newer than all that torch is built for, or older."""
+    newest = max((_version(name) for name in wheel), default=(0, 0))
+    if (major, minor) > newest:
+        return "run `pip install --upgrade torch`: it is newer than this torch"
+    return "install a torch for an older CUDA, which still has it (12.6 goes back to sm_50)"
+
+
+def _unused_gpu(cuda: str | None) -> str:
+    """Why torch does not see an NVIDIA card whose driver is there; "" where there is none. cuda: of this torch."""
+    if shutil.which("nvidia-smi") is None and not Path("/proc/driver/nvidia/version").exists():
+        return ""
+    if cuda is None:
+        return "; there is an NVIDIA driver, but this torch is built without CUDA: install one that is"
+    return f"; there is an NVIDIA driver, but torch cannot use it with CUDA {cuda}: update the driver"
 
 
 def _is_built_for(major: int, minor: int, wheel: list[str]) -> bool:
     """Machine code runs on the same major architecture from its minor number on; PTX on all that come later."""
     for name in wheel:
-        kind, _, number = name.rstrip("af").partition("_")
-        built = (int(number[:-1]), int(number[-1]))
+        kind, built = name.partition("_")[0], _version(name)
         if kind == "compute" and built <= (major, minor):
             return True
         if kind == "sm" and built[0] == major and built[1] <= minor:
             return True
     return False
+
+
+def _version(name: str) -> tuple[int, int]:
+    """Of an architecture as torch names it: "sm_90a" is 9.0."""
+    number = name.rstrip("af").partition("_")[2]
+    return int(number[:-1]), int(number[-1])
+
+
+def _extras() -> str:
+    """What --quantize and --attention can be on this machine, and why not."""
+    from soragen.models.attention import check_attention
+    from soragen.models.device import DTYPES, pick_device, pick_dtype
+    from soragen.models.quantize import check_quantize
+    from soragen.request import ATTENTIONS, QUANTIZED
+
+    device = pick_device()
+    dtype = pick_dtype(None, device, (DTYPES[find("pocket").dtypes.transformer],))
+    words = []
+    for option, names, check in (("quantize", QUANTIZED, check_quantize), ("attention", ATTENTIONS, check_attention)):
+        works, lacks = [], []
+        for name in names:
+            try:
+                check(name, device, dtype)
+                works.append(name)
+            except SoragenError as error:
+                lacks.append(error.message.removeprefix(f"--{option} "))
+        words.append(f"--{option} {', '.join(works) or 'nothing'}" + "".join(f"; {why}" for why in dict.fromkeys(lacks)))
+    return f"on {device}: {'. '.join(words)}"
 
 
 def _ffmpeg() -> str:
@@ -160,7 +210,7 @@ def _places(free: dict[str, int]) -> str:
 
 
 def _generation() -> str:
-    """A tiny video on the CPU, and the same on the GPU where there is one."""
+    """A tiny video on the CPU, and the same on the GPU where there is one, in float32 and in the type of its runs."""
     import torch
 
     on_cpu = _tiny_video("cpu")
@@ -169,16 +219,20 @@ def _generation() -> str:
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
     if device is None:
         return "a video of 9 frames on the CPU"
-    difference = (_tiny_video(device).float() - on_cpu.float()).abs().mean().item()
-    if not difference <= TOLERANCE:
-        raise NumericalError(
-            f"{device} and the CPU disagree by {difference:.1f} of 255", "use --device cpu, or another version of torch"
-        )
-    return f"a video of 9 frames on the CPU and on {device}, {difference:.2f} of 255 apart"
+    apart = []
+    for dtype, words in (("float32", "in float32"), (None, "as runs are there")):
+        difference = (_tiny_video(device, dtype).float() - on_cpu.float()).abs().mean().item()
+        if not difference <= TOLERANCE:
+            instead = "use --device cpu" if dtype else "use --dtype float32"
+            raise NumericalError(
+                f"{device} and the CPU disagree by {difference:.1f} of 255 {words}", f"{instead}, or another torch"
+            )
+        apart.append(f"{difference:.2f} of 255 apart {words}")
+    return f"a video of 9 frames on the CPU and on {device}, {', '.join(apart)}"
 
 
-def _tiny_video(device: str) -> Tensor:
-    """Frames [9, 64, 64, 3] uint8 of a video of two steps, made as `generate` makes any."""
+def _tiny_video(device: str, dtype: str | None = "float32") -> Tensor:
+    """Frames [9, 64, 64, 3] uint8 of a video of two steps, made as `generate` makes any. dtype: None is the best."""
     import torch
 
     from soragen.pipeline.resolve import resolve
@@ -187,7 +241,7 @@ def _tiny_video(device: str) -> Tensor:
 
     request = resolve("a red ball", listen=_ignore, size="64x64", frames=9, seed=1, steps=2)
     with tempfile.TemporaryDirectory() as folder:
-        result = generate(request, Path(folder) / "tiny.mp4", device=device, dtype="float32", listen=_ignore)
+        result = generate(request, Path(folder) / "tiny.mp4", device=device, dtype=dtype, listen=_ignore)
         return torch.cat(list(read_video(result.path)[1]))
 
 
@@ -201,6 +255,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "torch": _torch,
     "device": _device,
     "bfloat16": _bfloat16,
+    "extras": _extras,
     "memory": _memory,
     "disk": _disk,
     "cache": _cache,

@@ -23,10 +23,11 @@ def anchored_to(plan: Plan) -> slice | None:
     """The latent frames of the timeline whose statistics later windows are pulled to; None where none are.
 
     Those of the first window, but for the very first, in which a causal VAE holds a single frame. Not where the video
-    has to arrive at given frames, which may look otherwise, nor where it is denoised from another one.
+    has to arrive at given frames, which may look otherwise, nor where it is denoised from another one, or from its own
+    first pass.
     """
     timeline = plan.timeline
-    if len(plan.windows) < 3 or timeline.has_given_end or timeline.from_source:
+    if len(plan.windows) < 3 or timeline.has_given_end or timeline.from_source or plan.first:
         return None
     new = plan.windows[0].new
     return slice(max(1, new.start), new.stop)

@@ -168,7 +168,10 @@ def restyle(
     source, size = open_clip(video)
     edit = Edit("restyle", (source,), strength=float(strength))
     whole = _sized(size, source.num_frames, odd_sides, listen)
-    return resolve(prompt, listen=listen, model=model, video=whole, edit=edit, **asked)
+    request = resolve(prompt, listen=listen, model=model, video=whole, edit=edit, **asked)
+    if not request.prompt:
+        raise InputError("the prompt is empty", 'say what it is to become, such as "a red ball on snow at night"')
+    return request
 
 
 def output_stem(request: Request) -> str:

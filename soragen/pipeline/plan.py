@@ -7,96 +7,49 @@ it renders windows that continue each other, where it can be given known frames.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from soragen.catalog import Checkpoint, checkpoint_folder
 from soragen.diffusion.grid import Grid, lay_grid
+from soragen.diffusion.sampler import num_forwards
 from soragen.diffusion.schedule import Schedule, make_schedule
 from soragen.diffusion.windows import Window, lay_windows, lay_windows_backward, lay_windows_between
-from soragen.errors import ResourceError, WeightsError
 from soragen.families import load_family
-from soragen.models.device import DTYPES, memory_budget, pick_device, pick_dtype
-from soragen.models.family import Family, ImageFamily, UpscalerFamily, Work
-from soragen.models.offload import Residence, Sizes, measure
-from soragen.models.t5 import TABLES
-from soragen.models.tiling import fit_tile
-from soragen.models.weights import weight_files
-from soragen.pipeline.conditions import needed
+from soragen.models.attention import check_attention
+from soragen.models.device import DTYPES, pick_device, pick_dtype
+from soragen.models.family import Family, ImageFamily, UpscalerFamily
+from soragen.models.quantize import check_quantize
+from soragen.pipeline import second_pass
+from soragen.pipeline.conditions import needed, repeats_of
 from soragen.pipeline.lora_fits import Applied, fit_loras
+from soragen.pipeline.memory import STREAMED, Footprint, Machine, fit_memory, weigh
 from soragen.pipeline.resolve import needs_image
+from soragen.pipeline.speed import Speed, find_speed, kind_of
 from soragen.pipeline.timeline import Timeline, lay_timeline, room_of
-from soragen.request import Request
+from soragen.request import ATTENTIONS, Request
 from soragen.size import VideoSize, format_fps
 
-PARTS = ("text_encoder", "transformer", "vae")
-STREAMED = {"text_encoder": "text", "transformer": "denoise"}
-"""Parts whose blocks may come one at a time, and the stages in which they work."""
-SECOND_PARTS = {"image_encoder": "text_encoder", "transformer_2": "transformer"}
-"""Parts that only some checkpoints have, and the part that is never in memory together with them."""
-STREAMED_SECONDS = ("transformer_2",)
 WORTH_UPSCALING = 1.5
 """The area asked for over that which is rendered, from which on an upscaler is used."""
-FIXED_BYTES = 375_000_000
-"""Python, torch and its buffers, before any weights: measured, as are those of ffmpeg, on two cores."""
-FFMPEG_BYTES, FFMPEG_BYTES_PER_PIXEL = 50_000_000, 170
-"""Of the process that encodes: H.264 looks forty frames ahead."""
-LATENTS_HELD = 8
-"""Copies of a window's latents while it is denoised: noise, known ones, both estimates, the solver's past and next."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where the networks run, and in which type each of them."""
-
-    device: torch.device
-    text_encoder: torch.dtype
-    transformer: torch.dtype
-    vae: torch.dtype
-
-
-@dataclass(frozen=True)
-class Plan:
-    """timeline: what is rendered, and what the file is made of. grid: of the timeline.
-    windows: what is denoised at once, in order; all of the shape of `window_grid`.
-
-    schedule: of one window. work: of one window, in float32. weight_bytes: of each network as it is computed with; of
-    two that take turns in memory, those of the larger; of one that is streamed, what of it is there at once.
-    residence: of those parts that are not resident. tile: latents (height, width) that the VAE takes at once; None is
-    all of them.
+@dataclass(frozen=True, kw_only=True)
+class Plan(Footprint):
+    """timeline: what is rendered, and what the file is made of. windows: what is denoised at once, in order; all of the
+    shape of `window_grid`. schedule: of one window. first: of two passes the other one, whose upsampled latents this
+    one starts from; see second_pass.py. speed: of a run like this one, on this machine.
     """
 
-    request: Request
     checkpoint: Checkpoint
-    folder: Path
-    machine: Machine
     timeline: Timeline
-    grid: Grid
     windows: tuple[Window, ...]
-    window_grid: Grid
     schedule: Schedule
-    latent_channels: int
-    work: Work
-    weight_bytes: dict[str, int]
     upscale_factor: int = 1
     loras: tuple[Applied, ...] = ()
-    residence: dict[str, Residence] = field(default_factory=dict)
-    tile: tuple[int, int] | None = None
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int, int]:
-        """[1, C, T, H, W] of the whole video."""
-        return (1, self.latent_channels, *self.grid.latent_shape)
-
-    @property
-    def latent_bytes(self) -> int:
-        """Of the latents of the whole video, in memory as on disk."""
-        return 4 * math.prod(self.latent_shape)
+    first: Plan | None = None
+    speed: Speed | None = None
 
     @property
     def first_step(self) -> int:
@@ -105,6 +58,15 @@ class Plan:
         if edit is None or not self.timeline.from_source:
             return 0
         return self.request.num_steps - max(1, round(self.request.num_steps * edit.strength))
+
+    @property
+    def num_steps(self) -> int:
+        """How many denoising steps are taken."""
+        return len(self.schedule) - 1 - self.first_step
+
+    @property
+    def passes(self) -> tuple[Plan, ...]:
+        return (self,) if self.first is None else (self.first, self)
 
     @property
     def rendered(self) -> VideoSize:
@@ -131,40 +93,35 @@ class Plan:
     @property
     def flops(self) -> float:
         """Floating-point operations of all denoising steps."""
-        forwards = (self.request.num_steps - self.first_step) * (2 if self.request.is_guided else 1)
-        return self.work.transformer_flops * forwards * len(self.windows)
+        if not self.makes_frames:
+            return 0.0
+        forwards = sum(part.work.transformer_flops * part._num_forwards for part in self.passes)
+        return forwards * (2 if self.request.is_guided else 1) * len(self.windows)
 
     @property
-    def peak_bytes(self) -> dict[str, int]:
-        """What each stage holds at most: one network at a time. "encode" is ffmpeg's, beside "decode"."""
-        window = self.latent_bytes * self.window_grid.latent_shape[0] // self.grid.latent_shape[0]
-        transformer = self.work.transformer_bytes * self.machine.transformer.itemsize // 4
-        return {
-            "text": FIXED_BYTES + self.weight_bytes["text_encoder"],
-            "denoise": FIXED_BYTES
-            + self.weight_bytes["transformer"]
-            + transformer
-            + 2 * self.latent_bytes
-            + LATENTS_HELD * window,
-            "decode": FIXED_BYTES + self.weight_bytes["vae"] + self._decode_bytes(self.tile) + self.latent_bytes,
-            "encode": FFMPEG_BYTES + FFMPEG_BYTES_PER_PIXEL * self.request.size.area,
-        }
+    def _num_forwards(self) -> int:
+        """Of one prompt and one window: a step counts as often as it is taken."""
+        repeats = repeats_of(self.checkpoint.abilities) if self.timeline.given else 1
+        return num_forwards(len(self.schedule) - 1, self.first_step, repeats)
 
-    def residence_of(self, part: str) -> Residence:
-        return self.residence.get(part, Residence.RESIDENT)
+    @property
+    def kind(self) -> str:
+        """What runs must share with this one to be as fast."""
+        request, dtype = self.request, str(self.machine.transformer).removeprefix("torch.")
+        how = (dtype, request.quantize or "", request.attention, self.residence_of("transformer").value)
+        return kind_of(self.machine.device, self.checkpoint.family, *how)
 
-    def _decode_bytes(self, tile: tuple[int, int] | None) -> int:
-        """Activations of the decoder, on whole frames or on tiles of them, with the frames that are blended."""
-        whole = self.work.vae_bytes * self.machine.vae.itemsize // 4
-        if tile is None:
-            return whole
-        chunk = 4 * 3 * self.grid.compression.stride[0] * self.grid.width * self.grid.height
-        return whole * math.prod(tile) // math.prod(self.grid.latent_shape[1:]) + 3 * chunk
+    @property
+    def expected_seconds(self) -> float | None:
+        """Of the denoising; None where no run on this machine tells."""
+        return None if self.speed is None else self.flops / self.speed.flops_per_second
 
     def notes(self) -> list[str]:
         """A line for everything that is not simply as it was asked."""
         name, asked, grid = self.checkpoint.name, self.request.size, self.grid
         lines = [lora.note for lora in self.loras]
+        if self.first is not None:
+            lines.append(second_pass.note(self))
         if (self.rendered.width, self.rendered.height) != (asked.width, asked.height):
             word = "enlarged" if asked.area > self.rendered.area else "reduced"
             how = " with its own upscaler" if self.upscale_factor > 1 else ""
@@ -187,24 +144,11 @@ class Plan:
             )
         elif grid.num_frames > known:
             lines.append(f"{name} was trained on at most {known} frames; more of them at once may repeat or drift")
-        return lines + self._memory_notes()
-
-    def _memory_notes(self) -> list[str]:
-        """What is done where memory is short."""
-        lines = []
-        for part, residence in self.residence.items():
-            origin = "the machine's memory" if residence is Residence.PINNED else "their file"
-            lines.append(
-                f"too little memory for the whole {part.replace('_', ' ')}: its blocks come one at a time "
-                f"from {origin}, which is slower"
-            )
-        if self.tile is not None:
-            _, down, across = self.grid.compression.stride
-            lines.append(
-                f"too little memory to decode whole frames: in tiles of {self.tile[1] * across}x{self.tile[0] * down}, "
-                "which is slower"
-            )
-        return lines
+        if (kind := self.request.quantize) is not None:
+            lines.append(f"transformer and text encoder with weights in {kind}: near the video of whole ones, not the same")
+        if not ATTENTIONS[self.request.attention]:
+            lines.append(f"attention by {self.request.attention}, which approximates: not exactly the video of sdpa")
+        return lines + self.memory_notes()
 
     def lines(self) -> list[str]:
         """The plan for people."""
@@ -218,9 +162,16 @@ class Plan:
             + (f" in each of {len(self.windows)} windows" if len(self.windows) > 1 else ""),
             f"steps     {self.request.num_steps}, guidance {self._guidance()}, seed {self.request.seed}",
             f"work      {self.flops / 1e12:.2f} TFLOP to denoise",
+            *self._time(),
             "memory    " + ", ".join(f"{stage} {size / 1e9:.2f} GB" for stage, size in self.peak_bytes.items()),
             *(f"note      {line}" for line in self.notes()),
         ]
+
+    def _time(self) -> list[str]:
+        if self.speed is None or self.expected_seconds is None:
+            return []
+        about = f"{self.expected_seconds:.2g}" if self.expected_seconds < 10 else f"{self.expected_seconds:.0f}"
+        return [f"time      about {about} s to denoise on this machine (as measured on {self.speed.measured})"]
 
     def _guidance(self) -> str:
         high, low = self.request.guidance_scale, self.request.low_noise_guidance_scale
@@ -238,9 +189,11 @@ class Plan:
             "num_tokens": self.window_grid.num_tokens,
             "num_windows": len(self.windows),
             "flops": self.flops,
+            "expected_seconds": self.expected_seconds,
             "peak_bytes": self.peak_bytes,
             "residence": {part: self.residence_of(part).value for part in STREAMED},
             "tile": None if self.tile is None else list(self.tile),
+            "second_pass": None if self.first is None else second_pass.facts(self),
             "notes": self.notes(),
         }
 
@@ -251,10 +204,15 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
     if request.edit is None and isinstance(family, ImageFamily) and family.takes_images(folder):
         raise needs_image(checkpoint)
     machine = pick_machine(checkpoint, device, dtype)
+    if request.quantize is not None:
+        check_quantize(request.quantize, machine.device, machine.transformer)
+    check_attention(request.attention, machine.device, machine.transformer)
     size, compression = request.size, family.compression(folder)
     timeline = lay_timeline(request, room_of(checkpoint, compression))
     needed(checkpoint, timeline.given)
+    first = second_pass.first_sides(request, checkpoint, folder)
     sides = (size.width, size.height) if request.direct else checkpoint.native.rendered(size.width, size.height)
+    sides = first or sides
     rendered = VideoSize(*sides, timeline.num_frames, size.fps)
     grid = lay_grid(rendered, compression)
     at_once = Window(0, grid.latent_shape[0], 0, grid.latent_shape[0])
@@ -275,10 +233,11 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
         latent_channels=family.latent_channels(folder),
         work=family.work(folder, window_grid),
         upscale_factor=_upscale_factor(family, folder, rendered, size),
-        weight_bytes=weigh(folder, machine),
+        weight_bytes=weigh(folder, machine, request.quantize),
         loras=fit_loras(request.loras, family.lora_targets(folder)) if request.loras else (),
     )
-    return _fit_memory(plan)
+    plan = fit_memory(plan if first is None else second_pass.with_second_pass(plan))
+    return replace(plan, speed=find_speed(plan.kind, plan.work.transformer_flops))
 
 
 def _upscale_factor(family: Family, folder: Path, rendered: VideoSize, asked: VideoSize) -> int:
@@ -316,75 +275,3 @@ def _lay_windows(checkpoint: Checkpoint, grid: Grid, timeline: Timeline) -> tupl
             num_latents, length, overlap, num_latents + 1 - grid.compression.latent_frames(last.start + 1)
         )
     return lay_windows(num_latents, length, overlap)
-
-
-def _fit_memory(plan: Plan) -> Plan:
-    """The plan with whatever it takes to stay within the memory there is. Raises ResourceError where nothing does."""
-    device = plan.machine.device
-    available = memory_budget(device).available
-    peaks = plan.peak_bytes
-    encode = 0 if device.type == "cuda" else peaks["encode"]  # a card of its own is not shared with ffmpeg
-    for part in (part for part, stage in STREAMED.items() if peaks[stage] > available):
-        plan = _stream(plan, part)
-    if (excess := peaks["decode"] + encode - available) > 0:
-        plan = _cut(plan, excess)
-    peaks = {**plan.peak_bytes, "decode": plan.peak_bytes["decode"] + encode, "encode": 0}
-    stage, needed = max(peaks.items(), key=lambda item: item[1])
-    if needed > available:
-        less = f"{'leave --direct out, or ' if plan.request.direct else ''}ask for a smaller --size"
-        raise ResourceError(
-            f"{stage} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
-            f"{less} or fewer --seconds" if stage != "text" else "close other programs",
-        )
-    return plan
-
-
-def _stream(plan: Plan, part: str) -> Plan:
-    """The plan with the blocks of a part one at a time on the device, and one more where the next is copied meanwhile.
-
-    They wait in page-locked memory, which the system cannot take back: it is left a fifth of what is free.
-    """
-    on_card, width = plan.machine.device.type == "cuda", getattr(plan.machine, part).itemsize
-    sizes = [measure(plan.folder / part, TABLES if part == "text_encoder" else ())]
-    for second, of in SECOND_PARTS.items():
-        if of == part and (plan.folder / second).is_dir():
-            blocks, block, rest = measure(plan.folder / second)
-            sizes.append(Sizes(blocks, block, rest) if second in STREAMED_SECONDS else Sizes(0, 0, blocks + rest))
-    held = width * max(rest + (2 if on_card else 1) * block for _, block, rest in sizes)
-    waiting = width * max(blocks for blocks, _, _ in sizes)
-    is_pinned = on_card and waiting + FIXED_BYTES <= 0.8 * memory_budget().available
-    return replace(
-        plan,
-        weight_bytes={**plan.weight_bytes, part: held},
-        residence={**plan.residence, part: Residence.PINNED if is_pinned else Residence.MAPPED},
-    )
-
-
-def _cut(plan: Plan, excess: int) -> Plan:
-    """The plan with frames cut into the fewest tiles that need `excess` bytes less; as it is where none do."""
-    _, height, width = plan.grid.latent_shape
-    left = plan._decode_bytes(None) - excess - plan._decode_bytes((0, 0))
-    area = left * height * width // max(1, plan._decode_bytes(None))
-    tile = fit_tile(height, width, area)
-    return plan if tile is None else replace(plan, tile=tile)
-
-
-def weigh(folder: Path, machine: Machine) -> dict[str, int]:
-    """`Plan.weight_bytes` of the checkpoint in `folder`, from the headers of its files. Raises WeightsError."""
-    weights = {part: _num_weights(folder / part) for part in PARTS}
-    for second, part in SECOND_PARTS.items():
-        if (folder / second).is_dir():
-            weights[part] = max(weights[part], _num_weights(folder / second))
-    return {part: weights[part] * getattr(machine, part).itemsize for part in PARTS}
-
-
-def _num_weights(folder: Path) -> int:
-    """Numbers in a network's files, from their headers. Raises WeightsError."""
-    total = 0
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is not a whole safetensors file ({error})", "fetch it again") from error
-    return total

@@ -12,11 +12,12 @@ from pathlib import Path
 from soragen.catalog import Checkpoint, catalog, find
 from soragen.errors import InputError, ResourceError, WeightsError
 from soragen.installed import File, Record, absent_files, locked, model_folder, models_folder, read_record, write_record
-from soragen.layout import compare, missing_parts, needed_files
+from soragen.layout import compare, missing_parts
 from soragen.models import hub
 from soragen.models.download import Refused, check_access, download, read_digests, reuse
 from soragen.models.hub import RemoteFile, Repository
 from soragen.pipeline.events import Listener, Note, Progress, Stage
+from soragen.pipeline.origins import origins, single_files
 
 NO_PICKLES = "pickles (.bin, .pth) can run code and are not read"
 SPARE = 2**28
@@ -25,17 +26,25 @@ SPARE = 2**28
 
 @dataclass(frozen=True)
 class Pull:
-    """What a pull comes to. here: bytes of it that are on the disk already."""
+    """What a pull comes to. repositories: with those of their files that are fetched; the checkpoint's own is first.
+
+    here: bytes of it that are on the disk already.
+    """
 
     checkpoint: Checkpoint
     folder: Path
-    repository: Repository
-    files: tuple[RemoteFile, ...]
+    repositories: tuple[Repository, ...]
     here: int
 
     @property
+    def files(self) -> list[tuple[Repository, RemoteFile]]:
+        """Small files first, so that a refusal comes early."""
+        pairs = [(repository, file) for repository in self.repositories for file in repository.files]
+        return sorted(pairs, key=lambda pair: (pair[1].size > 2**24, pair[1].path))
+
+    @property
     def num_bytes(self) -> int:
-        return sum(file.size for file in self.files)
+        return sum(file.size for _, file in self.files)
 
     @property
     def agreed(self) -> bool:
@@ -51,7 +60,7 @@ class Pull:
         had = f", {self.here / 1e9:.1f} GB of it here already" if self.here else ""
         return [
             *terms(self.checkpoint),
-            f"from      {self.repository.endpoint}/{self.repository.source} at {self.repository.revision}",
+            *(f"from      {one.endpoint}/{one.source} at {one.revision}" for one in self.repositories),
             f"size      {self.num_bytes / 1e9:.1f} GB in {len(self.files)} files{had}",
             f"to        {self.folder} ({free / 1e9:.1f} GB free, {left / 1e9:.1f} GB needed)",
         ]
@@ -78,17 +87,16 @@ def plan_pull(name: str, endpoint: str | None = None) -> Pull:
         raise InputError(f"{name} needs no download", f"it is used with --model {name}")
     folder = model_folder(checkpoint.name)
     endpoint = (endpoint or hub.default_endpoint()).rstrip("/")
-    repository = hub.look_up(checkpoint.source, checkpoint.revision, endpoint)
-    files = _remote_files(checkpoint, repository)
+    plan = Pull(checkpoint, folder, _repositories(checkpoint, endpoint), 0)
     record = read_record(folder)
-    missing = [file for file in files if _recorded(record, folder, file) is None]
-    here = sum(file.size for file in files) - sum(_bytes_to_come(folder, repository, file) for file in missing)
-    if missing:
+    missing = [(repository, file) for repository, file in plan.files if _recorded(record, folder, file) is None]
+    for repository, file in {repository.source: (repository, file) for repository, file in reversed(missing)}.values():
         try:
-            check_access(repository.url(missing[0].path), hub.request_headers(endpoint))
+            check_access(repository.url(file.path), hub.request_headers(endpoint))
         except Refused as refused:
-            raise _explained(refused, checkpoint, endpoint, missing[0].path) from refused
-    plan = Pull(checkpoint, folder, repository, files, here)
+            raise _explained(refused, repository, file.path) from refused
+    here = plan.num_bytes - sum(_bytes_to_come(folder, repository, file) for repository, file in missing)
+    plan = replace(plan, here=here)
     free = shutil.disk_usage(_existing(folder)).free
     if missing and plan.num_bytes - here + SPARE > free:
         raise ResourceError(
@@ -115,46 +123,51 @@ def pull(plan: Pull, listen: Listener) -> Path:
         listen(Progress("download", done, total, "bytes"))
 
     with locked(plan.checkpoint.name):
-        before = read_record(folder) or Record(plan.repository.source)
-        kept = {remote.path: file for remote in plan.files if (file := _recorded(before, folder, remote))}
+        before = read_record(folder) or Record(plan.checkpoint.source)
+        kept = {remote.path: file for _, remote in plan.files if (file := _recorded(before, folder, remote))}
         record = replace(
             before,
-            source=plan.repository.source,
-            revision=plan.repository.revision,
+            source=plan.checkpoint.source,
+            revision=plan.repositories[0].revision,
             complete=False,
             agreed={**_agreement(plan.checkpoint), **before.agreed},
             files=tuple(kept.values()),
         )
         write_record(folder, record)
-        headers = hub.request_headers(plan.repository.endpoint)
-        for remote in plan.files:
+        headers = hub.request_headers(plan.repositories[0].endpoint)
+        for repository, remote in plan.files:
             if remote.path in kept:
                 on_bytes(remote.size)
                 continue
             target = folder / remote.path
-            file = _found(plan, remote, target, listen)
+            file = _found(plan, repository, remote, target, listen)
             if file is not None:
                 on_bytes(remote.size)
             else:
                 try:
-                    file = download(plan.repository.url(remote.path), headers, remote, target, on_bytes)
+                    file = download(repository.url(remote.path), headers, remote, target, on_bytes)
                 except Refused as refused:
-                    raise _explained(refused, plan.checkpoint, plan.repository.endpoint, remote.path) from refused
+                    raise _explained(refused, repository, remote.path) from refused
             record = replace(record, files=(*record.files, file))
             write_record(folder, record)
         _complete(plan.checkpoint, folder, record)
     return folder
 
 
-def _remote_files(checkpoint: Checkpoint, repository: Repository) -> tuple[RemoteFile, ...]:
-    """What is to be fetched; small files first, so that a refusal comes early."""
-    there = {file.path: file for file in repository.files}
-    if checkpoint.files:
-        there = {file.path: RemoteFile(file.path, file.size, file.sha256) for file in checkpoint.files}
-    wanted = [there[path] for path in needed_files(there)]
-    if not any(file.path.endswith(".safetensors") for file in wanted):
-        raise WeightsError(f"{repository.source} holds no weights in safetensors", NO_PICKLES)
-    return tuple(sorted(wanted, key=lambda file: (file.size > 2**24, file.path)))
+def _repositories(checkpoint: Checkpoint, endpoint: str) -> tuple[Repository, ...]:
+    """Where the files come from, each with those that are to be fetched."""
+    pinned = [RemoteFile(file.path, file.size, file.sha256) for file in checkpoint.files]
+    there: dict[tuple[str, str], Repository] = {}
+    wanted: dict[tuple[str, str], list[RemoteFile]] = {}
+    for origin in origins(checkpoint):
+        key = (origin.source, origin.revision)
+        if key not in there:
+            there[key] = hub.look_up(*key, endpoint)
+        wanted.setdefault(key, []).extend(origin.wanted(pinned or there[key].files))
+    found = tuple(replace(there[key], files=tuple(files)) for key, files in wanted.items())
+    if not any(file.path.endswith(".safetensors") for repository in found for file in repository.files):
+        raise WeightsError(f"{checkpoint.source} holds no weights in safetensors", NO_PICKLES)
+    return found
 
 
 def _recorded(record: Record | None, folder: Path, remote: RemoteFile) -> File | None:
@@ -177,9 +190,9 @@ def _bytes_to_come(folder: Path, repository: Repository, file: RemoteFile) -> in
     return file.size - (min(part.stat().st_size, file.size) if part.is_file() else 0)
 
 
-def _found(plan: Pull, remote: RemoteFile, target: Path, listen: Listener) -> File | None:
+def _found(plan: Pull, repository: Repository, remote: RemoteFile, target: Path, listen: Listener) -> File | None:
     """The file with the right content that is on this machine already."""
-    for path in (target, *_elsewhere(plan.folder, plan.repository, remote)):
+    for path in (target, *_elsewhere(plan.folder, repository, remote)):
         if path.is_file() and path.stat().st_size == remote.size:
             digests = read_digests(path, remote)
             if digests.fits(remote) and reuse(path, target):
@@ -206,6 +219,10 @@ def _elsewhere(own: Path, repository: Repository, remote: RemoteFile) -> Iterato
 
 def _complete(checkpoint: Checkpoint, folder: Path, record: Record) -> None:
     """Marks the model as whole, after a look at its parts: what a repository lacks is no fault of the next stage."""
+    if files := single_files(checkpoint):
+        from soragen.pipeline.assemble import lay_out  # brings torch, which no other pull needs
+
+        lay_out(folder, [folder / file for file in files])
     if missing := missing_parts(folder):
         raise WeightsError(f"the repository of {checkpoint.name} lacks {', '.join(missing)}", "its source may be wrong")
     if denied := compare(folder, checkpoint.signature)[1]:
@@ -218,12 +235,11 @@ def _agreement(checkpoint: Checkpoint) -> dict[str, str]:
     return {licence.id: today for licence in checkpoint.licences.values()}
 
 
-def _explained(refused: Refused, checkpoint: Checkpoint, endpoint: str, path: str) -> WeightsError:
+def _explained(refused: Refused, repository: Repository, path: str) -> WeightsError:
+    endpoint, source = repository.endpoint, repository.source
     if refused.code in (401, 403):
-        return hub.no_access(checkpoint.source, endpoint, refused.code)
-    return WeightsError(
-        f"{endpoint} answered {refused.code} for {path} of {checkpoint.source}", "try another --endpoint"
-    )
+        return hub.no_access(source, endpoint, refused.code)
+    return WeightsError(f"{endpoint} answered {refused.code} for {path} of {source}", "try another --endpoint")
 
 
 def _existing(folder: Path) -> Path:

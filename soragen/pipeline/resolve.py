@@ -9,7 +9,7 @@ import math
 import secrets
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from soragen.catalog import SHIFTED, SOLVERS, Checkpoint, Native, catalog, find
 from soragen.errors import InputError
 from soragen.pipeline.events import Listener, Note
 from soragen.pipeline.loras import parse_lora
-from soragen.request import Edit, Request
+from soragen.request import ATTENTIONS, QUANTIZED, Edit, Request
 from soragen.size import VideoSize, even, format_fps, num_frames_for, parse_fps, parse_seconds, parse_size
 
 MAX_PROMPT = 1_000_000
@@ -48,6 +48,8 @@ def resolve(
     lora: Sequence[str] | None = None,
     lora_partial: bool = False,
     direct: bool = False,
+    quantize: str | None = None,
+    attention: str | None = None,
 ) -> Request:
     """The request with every default of the model filled in.
 
@@ -55,7 +57,7 @@ def resolve(
     video, edit: of a verb that is given files; they take the place of size, seconds, frames and fps, and the prompt may
     be empty.
     lora: each PATH[:SCALE][@high|low]; lora_partial: whether files are taken that fit in part.
-    direct: see `Request`.
+    direct, quantize, attention: see `Request`.
     Whatever was changed to fit (an odd side, a duration that is no whole number of frames) is a Note to `listen`.
     Raises InputError.
     """
@@ -83,11 +85,13 @@ def resolve(
         guidance_scale=_within("guidance", guidance, 0.0, 100.0),
         low_noise_guidance_scale=low_guidance or guidance,
         shift=_within("shift", shift, 0.01, 100.0),
-        solver=defaults.solver if solver is None else _solver(solver),
+        solver=defaults.solver if solver is None else _one_of("solver", solver, SOLVERS),
         checkpoint=model,
         edit=edit,
         loras=tuple(parse_lora(text, partial=lora_partial) for text in lora or ()),
         direct=direct,
+        quantize=None if quantize is None else _one_of("--quantize", quantize, QUANTIZED),
+        attention="sdpa" if attention is None else _one_of("--attention", attention, ATTENTIONS),
     )
 
 
@@ -169,9 +173,10 @@ def _standard_input() -> str:
         raise InputError("the prompt on standard input is not valid UTF-8", "save it as UTF-8") from error
 
 
-def _solver(name: str) -> str:
-    if name.lower() not in SOLVERS:
-        raise InputError(f"no solver named {name!r}", f"use one of {', '.join(SOLVERS)}")
+def _one_of(what: str, name: str, known: Iterable[str]) -> str:
+    known = tuple(known)
+    if name.lower() not in known:
+        raise InputError(f"no {what} named {name!r}", f"use one of {', '.join(known)}")
     return name.lower()
 
 

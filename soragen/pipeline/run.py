@@ -24,10 +24,12 @@ from soragen.catalog import catalog, find
 from soragen.errors import InputError, OutputError
 from soragen.families import load_family
 from soragen.leftovers import leftover
+from soragen.models.attention import attention
 from soragen.models.device import free_memory
 from soragen.models.family import Context, TextEncoder, Transformer, Upscaler, UpscalerFamily, Vae
 from soragen.models.tiling import TiledVae
 from soragen.models.weights import verify_files
+from soragen.pipeline import second_pass
 from soragen.pipeline.clips import encode_source, read_clips
 from soragen.pipeline.clock import Clock
 from soragen.pipeline.conditions import Conditions, read_conditions
@@ -38,6 +40,7 @@ from soragen.pipeline.latents import Saved, load_latents, save_latents
 from soragen.pipeline.lora_fits import changes
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.sources import check_sources, with_sources
+from soragen.pipeline.speed import keep_speed
 from soragen.request import RECIPE_VERSION, Request
 from soragen.video.naming import next_free
 from soragen.video.write import check_output, write_video
@@ -118,7 +121,8 @@ def decode(
         made_by, maker = saved.recipe["model"]["sha256"], saved.recipe["versions"]["soragen"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} holds a recipe of another version", "make the video again") from error
-    plan = make_plan(replace(request, loras=()), find(saved.checkpoint), device, dtype)  # they did their part
+    rest = replace(request, loras=(), quantize=None, attention="sdpa")  # these did their part
+    plan = make_plan(rest, find(saved.checkpoint), device, dtype)
     if tuple(saved.latents.shape) != plan.latent_shape or made_by != plan.checkpoint.digest:
         raise InputError(
             f"{file} was made with another version of {plan.checkpoint.name}", f"decode it with soragen {maker}"
@@ -195,9 +199,15 @@ def denoise_all(
         return torch.zeros(plan.latent_shape)
     with clock.timed("load"):
         transformer = transformer or load_transformer(plan)
-    steps = plan.request.num_steps - plan.first_step
-    with clock.stage("denoise", f"{steps} steps, {plan.window_grid.num_tokens} tokens"):
-        latents = denoise_windows(plan, context, negative, *given, transformer, clock.listen)
+    (conditions, source), latents, before = given, torch.empty(0), clock.seconds["denoise"]
+    for each in plan.passes:
+        if each.first is not None:
+            with clock.stage("denoise", "upsampling the latents"):
+                source = second_pass.upsample(each, latents)
+        detail = f"{each.num_steps} steps, {each.window_grid.num_tokens} tokens"
+        with clock.stage("denoise", detail), attention(plan.request.attention):
+            latents = denoise_windows(each, context, negative, conditions, source, transformer, clock.listen)
+    keep_speed(plan.kind, plan.work.transformer_flops, plan.flops, clock.seconds["denoise"] - before)
     del transformer
     gc.collect()
     free_memory(plan.machine.device)
@@ -275,7 +285,11 @@ def decode_to_file(
 
 def load_text_encoder(plan: Plan) -> TextEncoder:
     return load_family(plan.checkpoint.family).load_text_encoder(
-        plan.folder, plan.machine.device, plan.machine.text_encoder, plan.residence_of("text_encoder")
+        plan.folder,
+        plan.machine.device,
+        plan.machine.text_encoder,
+        plan.residence_of("text_encoder"),
+        quantize=plan.request.quantize,
     )
 
 
@@ -286,11 +300,16 @@ def load_transformer(plan: Plan) -> Transformer:
         plan.machine.transformer,
         plan.residence_of("transformer"),
         changes=changes(plan.loras),
+        quantize=plan.request.quantize,
     )
 
 
 def load_vae(plan: Plan) -> Vae:
-    vae = load_family(plan.checkpoint.family).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
+    return load_family(plan.checkpoint.family).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
+
+
+def in_tiles(vae: Vae, plan: Plan) -> Vae:
+    """The VAE as the plan has it: on whole frames, or on tiles of them."""
     return vae if plan.tile is None else TiledVae(vae, plan.tile, plan.grid.compression.stride[1:])
 
 
@@ -306,6 +325,7 @@ def make_recipe(plan: Plan) -> dict[str, Any]:
     return {
         "recipe": RECIPE_VERSION,
         "request": plan.request.to_dict(),
+        **({} if plan.first is None else {"second_pass": second_pass.facts(plan)}),
         "model": {"name": plan.checkpoint.name, "family": plan.checkpoint.family, "sha256": plan.checkpoint.digest},
         "machine": {"device": plan.machine.device.type, "dtype": str(plan.machine.transformer).removeprefix("torch.")},
         "versions": {"soragen": __version__, "torch": torch.__version__, "python": platform.python_version()},

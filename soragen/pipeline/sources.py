@@ -59,10 +59,11 @@ def with_sources(request: Request, paths: Sequence[Path]) -> Request:
 
 
 def beside(request: Request, folders: Sequence[Path]) -> list[Path]:
-    """Where the sources named in a recipe may be: in the first of `folders` that has a file of the name."""
+    """Where the sources named in a recipe may be: in the first of `folders` that has the file, or one of its name."""
     sources = request.edit.sources if request.edit is not None else ()
     paths = []
     for source in sources:
         name = Path(source.path.name)  # a bare name: a recipe says nothing about where files lie
-        paths.append(next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name))
+        there = [folder / name for folder in folders if (folder / name).is_file()] or [folders[0] / name]
+        paths.append(next((path for path in there if path.is_file() and hash_of(path) == source.sha256), there[0]))
     return paths

@@ -11,8 +11,7 @@ import pytest
 from soragen.catalog import find
 from soragen.errors import ResourceError
 from soragen.models.device import Memory
-from soragen.pipeline import plan as plan_file
-from soragen.pipeline import run
+from soragen.pipeline import memory, run
 from soragen.pipeline.asking import check, request_of
 from soragen.pipeline.events import Event, Note
 from soragen.pipeline.plan import Plan, make_plan
@@ -59,7 +58,7 @@ def test_too_little_memory(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     """What windows and a smaller grid make possible is refused in one, and the line says what would work."""
     request = ask(size="1280x720", frames=481)
     room = planned(request).peak_bytes
-    monkeypatch.setattr(plan_file, "memory_budget", lambda device: Memory(10**12, 2 * room["decode"] + room["encode"]))
+    monkeypatch.setattr(memory, "memory_budget", lambda device: Memory(10**12, 2 * room["decode"] + room["encode"]))
     planned(request)
     with pytest.raises(ResourceError, match="denoise needs about") as refused:
         planned(ask(size="1280x720", frames=481, direct=True))

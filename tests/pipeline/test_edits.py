@@ -149,6 +149,7 @@ MISTAKES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
     "size of a loop": ("loop", ("a.mkv", None), {"size": "64x64"}, "keeps the size and the frame rate"),
     "no such clip": ("loop", ("my clip.mp4", None), {}, "no file my clip.mp4"),
     "address of a loop": ("loop", ("https://example.org/a.mp4", None), {}, "is not a file on this machine"),
+    "restyled by nothing": ("restyle", (Path("a.mkv"), " "), {}, "the prompt is empty"),
     "two prompts": ("loop", ("a wheel", "a ball"), {}, "'a wheel' is not a file"),
     "empty loop": ("loop", ("", None), {}, "the prompt is empty"),
     "model": ("extend", (Path("a.mkv"), ""), {"model": "no-such"}, "no model named"),
@@ -199,6 +200,8 @@ def test_sources_are_found_again_by_name_and_must_be_the_same(typed: Any, tmp_pa
     away.mkdir()
     assert beside(asked, (away, Path())) == [Path("a.mkv")]
     assert with_sources(asked, [Path("a.mkv")]).edit.sources[0].path == Path("a.mkv")  # type: ignore[union-attr]
+    film(f"{away}/a.mkv", shade=9)  # of the same name, but another
+    assert beside(asked, (away, Path())) == [Path("a.mkv")]
     film("a.mkv", shade=9)
     with pytest.raises(InputError, match="is not the file that this video was made of"):
         with_sources(asked, [Path("a.mkv")])

@@ -23,7 +23,8 @@ from soragen.diffusion.schedule import make_schedule
 from soragen.diffusion.solver import make_solver
 from soragen.pipeline import run
 from soragen.pipeline.events import Event
-from soragen.pipeline.plan import Machine, make_plan, weigh
+from soragen.pipeline.memory import Machine, weigh
+from soragen.pipeline.plan import make_plan
 from soragen.pipeline.resolve import resolve
 from soragen.video.facts import video_facts
 

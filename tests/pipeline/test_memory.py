@@ -22,6 +22,7 @@ from soragen.families.pocket.transformer import PocketTransformer, TransformerCo
 from soragen.models.device import Memory
 from soragen.models.offload import Residence, measure
 from soragen.models.tiling import TiledVae
+from soragen.pipeline import memory as memory_file
 from soragen.pipeline import plan as plan_file
 from soragen.pipeline import run
 from soragen.pipeline.plan import Plan, make_plan
@@ -59,7 +60,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Free:
         def budget(device: torch.device | None = None) -> Memory:
             return Memory(10**12, card if device is not None and device.type == "cuda" else memory)
 
-        monkeypatch.setattr(plan_file, "memory_budget", budget)
+        monkeypatch.setattr(memory_file, "memory_budget", budget)
 
     return set_free
 
@@ -106,7 +107,7 @@ def test_a_card_is_fed_from_memory_where_that_is_large_enough(
     plan = planned(ask(model=str(large)))
     plan = replace(plan, machine=replace(plan.machine, device=CARD))
     free(memory, plan.peak_bytes["denoise"] - 1)
-    fitted = plan_file._fit_memory(plan)
+    fitted = memory_file.fit_memory(plan)
     assert fitted.residence == {"transformer": residence}
     _, block, rest = measure(large / "transformer")
     assert fitted.weight_bytes["transformer"] == 4 * (2 * block + rest)  # one works, the next one comes
@@ -119,7 +120,7 @@ def test_frames_too_large_are_cut(ask: Ask, tiny: Path, free: Free) -> None:
     assert whole.grid.latent_shape[1:] == (4, 64)
     available = whole.peak_bytes["decode"] + whole.peak_bytes["encode"] - 10**9 // 4
     free(available)
-    plan = plan_file._fit_memory(whole)
+    plan = memory_file.fit_memory(whole)
     assert plan.tile == (4, 36) and plan.residence == {}
     assert plan.peak_bytes["decode"] + plan.peak_bytes["encode"] <= available
     assert plan.notes()[-1].startswith("too little memory to decode whole frames: in tiles of 288x32")
@@ -132,12 +133,12 @@ def test_frames_too_large_are_cut(ask: Ask, tiny: Path, free: Free) -> None:
 def test_what_cannot_be_made_to_fit_is_refused(ask: Ask, large: Path, free: Free, calls: Any) -> None:
     whole = planned(ask(model=str(large)))
     whole = replace(whole, work=replace(whole.work, transformer_bytes=10**9))
-    least = plan_file._stream(whole, "transformer").peak_bytes["denoise"]
+    least = memory_file.stream(whole, "transformer").peak_bytes["denoise"]
     free(least)
-    assert plan_file._fit_memory(whole).peak_bytes["denoise"] == least
+    assert memory_file.fit_memory(whole).peak_bytes["denoise"] == least
     free(least - 1)
     with pytest.raises(ResourceError, match=r"denoise needs about 1\.4 GB"):
-        plan_file._fit_memory(whole)
+        memory_file.fit_memory(whole)
     assert calls.loaded == []
 
 
@@ -161,13 +162,13 @@ from safetensors.torch import save_file
 from soragen.catalog import find
 from soragen.models.device import Memory
 from soragen.models.family import Context
-from soragen.pipeline import plan as plan_file, run
+from soragen.pipeline import memory, plan as plan_file, run
 from soragen.request import Request
 
 request, available, room, target = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 request = Request.from_dict(request)
-plan_file.memory_budget = lambda device=None: Memory(10**12, available)
+memory.memory_budget = lambda device=None: Memory(10**12, available)
 plan = plan_file.make_plan(request, find(request.checkpoint), "cpu")
 torch.manual_seed(0)
 context = Context(torch.randn(7, 32), torch.ones(7, dtype=torch.bool))

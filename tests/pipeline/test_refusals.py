@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from soragen.catalog import find
 from soragen.errors import ResourceError
 from soragen.models.device import Memory
-from soragen.pipeline import plan as plan_file
-from soragen.pipeline import run
+from soragen.pipeline import memory, run
 from soragen.pipeline.plan import make_plan
 from soragen.request import Request
 from soragen.video import write as write_file
@@ -28,7 +27,7 @@ class Disk(NamedTuple):
 
 
 def test_too_little_memory(cli: Any, calls: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_file, "memory_budget", lambda device: Memory(10**9, 10**8))
+    monkeypatch.setattr(memory, "memory_budget", lambda device: Memory(10**9, 10**8))
     ended = cli("generate", "a ball")
     assert ended.code == 4 and "of memory, 0.1 GB are free\nhint: ask for a smaller --size" in ended.err
     assert calls.loaded == [] and list(home.iterdir()) == []
@@ -39,7 +38,7 @@ def test_ffmpeg_counts_too(ask: Callable[..., Request], tiny: Path, monkeypatch:
     peak = make_plan(ask(size="4096x4096"), checkpoint, "cpu").peak_bytes
     needed = peak["decode"] + peak["encode"]
     assert needed > 2 * make_plan(ask(), checkpoint, "cpu").peak_bytes["decode"]
-    monkeypatch.setattr(plan_file, "memory_budget", lambda device: Memory(10**10, needed - 1))
+    monkeypatch.setattr(memory, "memory_budget", lambda device: Memory(10**10, needed - 1))
     with pytest.raises(ResourceError, match="decode needs about"):
         make_plan(ask(size="4096x4096"), checkpoint, "cpu")
 

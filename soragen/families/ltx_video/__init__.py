@@ -12,22 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from soragen.diffusion.grid import Compression, Grid
 from soragen.families.ltx_video.keys import TEXT_ENCODER, TRANSFORMER, configs, vae_naming
+from soragen.families.ltx_video.latent_upsampler import (
+    UpsamplerConfig,
+    load_latent_statistics,
+    load_latent_upsampler,
+    upsample_latents,
+)
 from soragen.families.ltx_video.transformer import LtxTransformer, TransformerConfig
 from soragen.families.ltx_video.vae import LtxVae, VaeConfig
 from soragen.models.config import read_config
-from soragen.models.family import NO_CHANGES, Work
+from soragen.models.family import NO_CHANGES, LatentUpsampler, Work
 from soragen.models.keys import Shapes
 from soragen.models.lora import Targets
 from soragen.models.offload import Residence, load_network
 from soragen.models.text_encoder import PromptEncoder
 from soragen.models.weights import Change, load_module
 
+UPSAMPLER = "latent_upsampler"
+
 
 class LtxVideo:
-    """See `soragen.models.family.KeyframeFamily` and `soragen.models.keys.ReadsSingleFiles`."""
+    """See `KeyframeFamily` and `LatentUpsamplerFamily` of `soragen.models.family`, `soragen.models.keys.ReadsSingleFiles`.
+    """
 
     text_encoder: Mapping[str, Any] = TEXT_ENCODER
 
@@ -48,7 +58,12 @@ class LtxVideo:
         return Work(flops, 4 * n * 13 * c.width, v.decoder_bytes(grid.latent_shape[1] * grid.latent_shape[2]))
 
     def load_text_encoder(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = Residence.RESIDENT,
+        quantize: str | None = None,
     ) -> PromptEncoder:
         second_generation = is_second_generation(folder)
         return PromptEncoder(
@@ -59,6 +74,7 @@ class LtxVideo:
             device=device,
             dtype=dtype,
             residence=residence,
+            quantize=quantize,
         )
 
     def lora_targets(self, folder: Path) -> dict[str, Targets]:
@@ -72,6 +88,7 @@ class LtxVideo:
         dtype: torch.dtype,
         residence: Residence = Residence.RESIDENT,
         changes: Mapping[str, Change] = NO_CHANGES,
+        quantize: str | None = None,
     ) -> LtxTransformer:
         config = read_config(folder / "transformer", TransformerConfig)
         second_generation = is_second_generation(folder)
@@ -80,6 +97,7 @@ class LtxVideo:
             folder / "transformer",
             residence=residence,
             blocks="transformer_blocks",
+            quantize=quantize,
             device=device,
             dtype=dtype,
             change=changes.get(""),
@@ -96,6 +114,22 @@ class LtxVideo:
             keep_float32=("latents_mean", "latents_std"),
             namings=[vae_naming(config)],
         )
+
+    def has_latent_upsampler(self, folder: Path) -> bool:
+        return (folder / UPSAMPLER / "config.json").is_file()
+
+    def upsampler_bytes(self, folder: Path, grid: Grid) -> int:
+        config = read_config(folder / UPSAMPLER, UpsamplerConfig)
+        return 4 * config.num_weights + config.activation_bytes(*grid.latent_shape)
+
+    def load_latent_upsampler(self, folder: Path, device: torch.device, dtype: torch.dtype) -> LatentUpsampler:
+        network = load_latent_upsampler(folder / UPSAMPLER, device, dtype)
+        statistics = load_latent_statistics(folder / "vae", self.latent_channels(folder), device)
+
+        def upsample(latents: Tensor) -> Tensor:
+            return upsample_latents(network, statistics, latents)
+
+        return upsample
 
     def configs(self, shapes: Shapes) -> dict[str, dict[str, Any]]:
         return configs(shapes)

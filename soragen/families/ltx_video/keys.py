@@ -65,7 +65,11 @@ def vae_naming(config: VaeConfig) -> Naming:
 
 def configs(shapes: Shapes) -> dict[str, dict[str, Any]]:
     """See `soragen.models.keys.ReadsSingleFiles`."""
-    found = {"transformer": transformer_config(shapes), "vae": vae_config(shapes)}
+    found = {
+        "transformer": transformer_config(shapes),
+        "vae": vae_config(shapes),
+        "latent_upsampler": upsampler_config(shapes),
+    }
     return {component: config for component, config in found.items() if config is not None}
 
 
@@ -95,6 +99,22 @@ def vae_config(stored: Shapes) -> dict[str, Any] | None:
         return None
     told = any(name.startswith(("decoder.last_time_embedder.", "decoder.time_embedder.")) for name in shapes)
     return {"_class_name": "AutoencoderKLLTXVideo"} | (VAE_095 if last[1] == 2048 else VAE_091 if told else VAE_090)
+
+
+def upsampler_config(shapes: Shapes) -> dict[str, Any] | None:
+    """The config.json of the spatial latent upsampler that a file with these shapes is, None for anything else.
+
+    The authors' names are the published ones. Their temporal upsampler has a convolution in time in its place.
+    """
+    first, middle = shapes.get("initial_conv.weight"), shapes.get("upsampler.0.weight")
+    if first is None or middle is None or len(middle) != 4 or "post_upsample_res_blocks.0.conv1.weight" not in shapes:
+        return None
+    return {
+        "_class_name": "LTXLatentUpsamplerModel",
+        "in_channels": first[1],
+        "mid_channels": first[0],
+        "num_blocks_per_stage": num_blocks(shapes, "res_blocks"),
+    }
 
 
 VAE_090: dict[str, Any] = {"decoder_layers_per_block": [4, 3, 3, 3, 4]}

@@ -1,8 +1,8 @@
 """LTX-Video's spatial latent upsampler, published since 0.9.7: latents of a clip at twice the height and width.
 
 A large video is denoised at a small size first, its latents are upsampled here, and a second pass of a few steps brings
-the detail: `SECOND_PASS`. Parameters are named as in the published checkpoints; the numbers agree with diffusers'
-`LTXLatentUpsamplerModel` and its pipeline (a test).
+the detail: `second_pass` in weights.toml. Parameters are named as in the published checkpoints; the numbers agree with
+diffusers' `LTXLatentUpsamplerModel` and its pipeline (a test).
 
 Letters: B batch, C channels, T frames, H, W of latents; D width.
 """
@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soragen.errors import WeightsError
+from soragen.families.ltx_video.keys import vae_naming
+from soragen.families.ltx_video.vae import VaeConfig
 from soragen.models.config import read_config
 from soragen.models.weights import load_module
 
 NUM_GROUPS = 32
-SECOND_PASS = (909.0, 725.0, 421.0)
-"""Timesteps of the pass over upsampled latents with a distilled checkpoint: it starts from them, mixed with noise to
-the first of these (diffusers' documentation of LTX-Video; the authors' configs have .9094, .7250 and .4219).
-"""
+WIDE_TENSORS = 4
+"""As large as [B, D, T, 2H, 2W], that are there at once: what goes round a block, and what a layer reads and makes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,17 @@ class UpsamplerConfig:
     dims: Literal[3] = 3
     spatial_upsample: Literal[True] = True
     temporal_upsample: Literal[False] = False
+
+    @property
+    def num_weights(self) -> int:
+        """About: the convolutions."""
+        width = self.mid_channels
+        in_blocks = 2 * self.num_blocks_per_stage * 2 * 27 * width**2
+        return in_blocks + 2 * 27 * self.in_channels * width + 9 * 4 * width**2
+
+    def activation_bytes(self, frames: int, height: int, width: int) -> int:
+        """In float32, for latents of this shape."""
+        return 4 * WIDE_TENSORS * self.mid_channels * frames * 2 * height * 2 * width
 
     def __post_init__(self) -> None:
         if self.mid_channels % NUM_GROUPS:
@@ -109,11 +120,13 @@ def load_latent_upsampler(folder: Path, device: torch.device, dtype: torch.dtype
 
 def load_latent_statistics(vae: Path, channels: int, device: torch.device) -> LatentStatistics:
     """Those of the VAE in the folder `vae`; its networks are passed over. Raises WeightsError."""
+    config = read_config(vae, VaeConfig)
     return load_module(
         lambda: LatentStatistics(channels),
         vae,
         device=device,
         dtype=torch.float32,
+        namings=[vae_naming(config)],
         allow_extra=("encoder.", "decoder."),
     )
 

@@ -23,6 +23,7 @@ from soragen.diffusion.grid import Grid
 from soragen.diffusion.schedule import NoiseLevel
 from soragen.errors import WeightsError
 from soragen.families.ltx_video.timestep import TimestepEmbedding
+from soragen.models.attention import attend
 from soragen.models.family import Context, Denoiser, Keyframe
 
 
@@ -133,7 +134,7 @@ class Attention(nn.Module):
         """x [1, N, D] looks at itself, or at `words` from `read`."""
         q = self.norm_q(self.to_q(x))
         k, v = self.read(x, rotary) if words is None else words
-        y = F.scaled_dot_product_attention(self.split(q if rotary is None else rotate(q, rotary)), k, v)
+        y = attend(self.split(q if rotary is None else rotate(q, rotary)), k, v)
         out: Tensor = self.to_out[0](y.transpose(1, 2).flatten(2))  #          [1, N, D]
         return out
 

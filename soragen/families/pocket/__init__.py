@@ -44,7 +44,12 @@ class Pocket:
         return Work(flops, 4 * n * (4 * c.width + widest), 4 * vae)
 
     def load_text_encoder(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = Residence.RESIDENT,
+        quantize: str | None = None,
     ) -> PromptEncoder:
         return PromptEncoder(
             folder / "text_encoder",
@@ -53,6 +58,7 @@ class Pocket:
             device=device,
             dtype=dtype,
             residence=residence,
+            quantize=quantize,
         )
 
     def lora_targets(self, folder: Path) -> dict[str, Targets]:
@@ -66,6 +72,7 @@ class Pocket:
         dtype: torch.dtype,
         residence: Residence = Residence.RESIDENT,
         changes: Mapping[str, Change] = NO_CHANGES,
+        quantize: str | None = None,
     ) -> PocketTransformer:
         config = read_config(folder / "transformer", TransformerConfig)
         return load_network(
@@ -73,6 +80,7 @@ class Pocket:
             folder / "transformer",
             residence=residence,
             blocks="blocks",
+            quantize=quantize,
             device=device,
             dtype=dtype,
             change=changes.get(""),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from soragen.diffusion.grid import Grid, patchify, unpatchify
 from soragen.diffusion.schedule import NoiseLevel
+from soragen.models.attention import attend
 from soragen.models.family import Context, Denoiser
 
 NUM_POSITION_WAVES = 30
@@ -115,7 +116,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         q, k = (rotate(F.rms_norm(part, part.shape[-1:]), rotary) for part in (q, k))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -135,7 +136,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, words: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         q = split_heads(self.q(x), self.num_heads)
         q = F.rms_norm(q, q.shape[-1:])
-        return self.out(F.scaled_dot_product_attention(q, *words, attn_mask=mask).transpose(1, 2).flatten(2))
+        return self.out(attend(q, *words, mask).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

@@ -44,7 +44,8 @@ class Block(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+        change: Tensor = self.conv2(F.silu(self.conv1(F.silu(x))))
+        return x + change
 
 
 class PocketUpscaler(nn.Module):
@@ -76,6 +77,6 @@ class PocketUpscaler(nn.Module):
         for chunk in frames:
             with torch.inference_mode():
                 small = chunk.to(self.conv_in.weight.device).permute(0, 3, 1, 2)
-                large = torch.cat([self.enlarge(frame) for frame in small.split(1)])
+                large = torch.cat([self.enlarge(frame) for frame in torch.split(small, 1)])
                 large = large.clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
             yield large

@@ -57,7 +57,12 @@ class Wan:
         return Work(flops, 4 * (n * widest + words), 4 * 15 * finest)
 
     def load_text_encoder(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence = Residence.RESIDENT
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = Residence.RESIDENT,
+        quantize: str | None = None,
     ) -> WanTextEncoder:
         encoder = PromptEncoder(
             folder / "text_encoder",
@@ -67,6 +72,7 @@ class Wan:
             device=device,
             dtype=dtype,
             residence=residence,
+            quantize=quantize,
         )
         return WanTextEncoder(encoder)
 
@@ -85,9 +91,10 @@ class Wan:
         dtype: torch.dtype,
         residence: Residence = Residence.RESIDENT,
         changes: Mapping[str, Change] = NO_CHANGES,
+        quantize: str | None = None,
     ) -> WanTransformer | Experts:
         boundary = boundary_ratio(folder)
-        load = partial(transformer_loader, device=device, dtype=dtype, residence=residence)
+        load = partial(transformer_loader, device=device, dtype=dtype, residence=residence, quantize=quantize)
         if boundary is None:
             return load(folder / "transformer", change=changes.get(""))()
         high = load(folder / "transformer", change=changes.get("high"))
@@ -117,7 +124,12 @@ class Wan:
 
 
 def transformer_loader(
-    folder: Path, device: torch.device, dtype: torch.dtype, residence: Residence, change: Change | None = None
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    residence: Residence,
+    change: Change | None = None,
+    quantize: str | None = None,
 ) -> Callable[[], WanTransformer]:
     """Loads the transformer in `folder` when it is called."""
 
@@ -128,6 +140,7 @@ def transformer_loader(
             folder,
             residence=residence,
             blocks="blocks",
+            quantize=quantize,
             device=device,
             dtype=dtype,
             keep_float32=KEEP_FLOAT32,

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from soragen.diffusion.grid import Grid, patchify, unpatchify
 from soragen.diffusion.schedule import NoiseLevel
 from soragen.errors import InputError
+from soragen.models.attention import attend
 from soragen.models.family import Context, Denoiser, ImageCondition
 
 KEEP_FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
@@ -86,7 +87,7 @@ class SelfAttention(nn.Module):
         q = rotate(self.split_heads(self.norm_q(self.to_q(x))), rotary)
         k = rotate(self.split_heads(self.norm_k(self.to_k(x))), rotary)
         v = self.split_heads(self.to_v(x))
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.to_out[0](y.transpose(1, 2).flatten(2))  #            [B, N, D]
 
 
@@ -109,7 +110,7 @@ class CrossAttention(SelfAttention):
 
     def forward(self, x: Tensor, words: Words) -> Tensor:  # type: ignore[override]
         q = self.split_heads(self.norm_q(self.to_q(x))).transpose(1, 2)  # [B, A, N, K]
-        y, *others = (F.scaled_dot_product_attention(q, k, v) for k, v in words)
+        y, *others = (attend(q, k, v) for k, v in words)
         for other in others:
             y = y + other
         return self.to_out[0](y.transpose(1, 2).flatten(2))  #            [B, N, D]
