@@ -95,7 +95,7 @@ class Bench:
 
     def wait(self) -> None:
         if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
+            torch.accelerator.synchronize(self.device)
 
     def measure(self, call: Callable[[], Tensor], times: int) -> tuple[dict[str, Any], Tensor | None]:
         """Seconds and peak memory of `call`, once to warm up and then the best of `times`, and its result."""
@@ -151,13 +151,14 @@ class Bench:
     def step(self, case: Case, configs: Path, grid: Grid) -> dict[str, Any]:
         """One guided step of the transformer."""
         dtype, is_wan = self.dtype(case, "transformer"), case.name.startswith("wan")
-        config = read_config(configs / "transformer", WanConfig if is_wan else LtxConfig)
+        config: Any = read_config(configs / "transformer", WanConfig if is_wan else LtxConfig)
         ours: Any = self.build(
-            lambda: WanTransformer(config) if is_wan else LtxTransformer(config, causal_time=False),  # type: ignore[arg-type]
-            dtype, KEEP_FLOAT32 if is_wan else (),
-        )  # fmt: skip
+            lambda: WanTransformer(config) if is_wan else LtxTransformer(config, causal_time=False),
+            dtype,
+            KEEP_FLOAT32 if is_wan else (),
+        )
         theirs = self.share(ours, configs / "transformer")
-        text_width = config.text_dim if is_wan else config.caption_channels  # type: ignore[union-attr]
+        text_width = config.text_dim if is_wan else config.caption_channels
         texts = [self.draw(case.text_tokens, text_width, seed=seed).to(dtype) for seed in (1, 2)]
         mask = torch.ones(case.text_tokens, dtype=torch.bool, device=self.device)
         latents = self.draw(1, config.in_channels, *grid.latent_shape, seed=3)
@@ -187,16 +188,16 @@ class Bench:
         """From latents to frames in the machine's memory; diffusers decodes all at once, as its pipelines do."""
         dtype, is_wan = self.dtype(case, "vae"), case.name.startswith("wan")
         keep = () if is_wan else ("latents_mean", "latents_std")
-        config = read_config(configs / "vae", WanVaeConfig if is_wan else LtxVaeConfig)
-        ours: Any = self.build(lambda: WanVae(config) if is_wan else LtxVae(config), dtype, keep)  # type: ignore[arg-type]
+        config: Any = read_config(configs / "vae", WanVaeConfig if is_wan else LtxVaeConfig)
+        ours: Any = self.build(lambda: WanVae(config) if is_wan else LtxVae(config), dtype, keep)
         theirs = self.share(ours, configs / "vae")
-        channels = config.z_dim if is_wan else config.latent_channels  # type: ignore[union-attr]
+        channels = config.z_dim if is_wan else config.latent_channels
         latents = self.draw(1, channels, *grid.latent_shape, seed=4)
         if is_wan:
-            statistics = (torch.tensor(values, device=self.device) for values in (config.latents_mean, config.latents_std))  # type: ignore[union-attr]
+            statistics = (torch.tensor(config.latents_mean), torch.tensor(config.latents_std))
         else:
             statistics = (ours.latents_mean, ours.latents_std)
-        mean, std = (values.float().view(1, -1, 1, 1, 1) for values in statistics)
+        mean, std = (values.float().view(1, -1, 1, 1, 1).to(self.device) for values in statistics)
 
         def reference() -> Tensor:
             x, more = latents * std + mean, ()

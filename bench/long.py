@@ -94,10 +94,13 @@ class Long:
             real = drifted(*(render([clip.scene], **size, start_seconds=at)[0][0] for at in (0.0, late)))
             for what, value in drifted(frames[:SECOND], frames[-SECOND:]).items():
                 self.scores.add("generate, ten windows", what, value, real[what])
-            for window in make_plan(request, find(request.checkpoint), "cpu").windows[1:]:
-                at = 1 + 4 * (window.new_start - 1)
-                self.scores.add("generate, ten windows", MOVE, join_movement(frames, at))
-                self.scores.add("generate, ten windows", STEP, join_step(frames, at))
+            plan = make_plan(request, find(request.checkpoint), "cpu")
+            stride = plan.grid.compression.stride[0]
+            for window in plan.windows[1:]:
+                at = 1 + stride * (window.new_start - 1)
+                for what, measure in ((MOVE, join_movement), (STEP, join_step)):
+                    inside = measure(frames, at + stride)
+                    self.scores.add("generate, ten windows", what, measure(frames, at), inside=inside)
             self.say("drift", number)
 
     def extensions(self) -> None:
@@ -130,8 +133,9 @@ class Long:
         )  # fmt: skip
 
     def large(self) -> str:
-        """The whole process of a large video at the model's own number of steps, stage by stage."""
-        done = self.command("--size", "1920x1080", "--seconds", "20", "--json")
+        """The whole process of a large video, stage by stage."""
+        steps = ["--steps", str(self.options.steps)] if self.options.steps else []
+        done = self.command("--size", "1920x1080", "--seconds", "20", "--json", *steps)
         said = json.loads(done.out)["seconds"]
         cells = [f"{said[stage]:.1f}" for stage in STAGES if stage in said]
         rest = done.wall - sum(said[stage] for stage in STAGES if stage in said)
@@ -162,7 +166,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=4, help="of scenes whose drift is measured")
     parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be given again")
     parser.add_argument("--model", default="pocket")
-    parser.add_argument("--steps", type=int, help="denoising steps of the drift; the model's own unless said")
+    parser.add_argument(
+        "--steps", type=int, help="denoising steps; the model's own unless said. Memory is measured at two"
+    )
     parser.add_argument("--pull", type=float, default=drift.PULL, help="of the anchor, 0..1")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of torch in the processes that are timed")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page to put the tables into")

@@ -40,36 +40,39 @@ SHARE = Bar()
 
 @dataclass
 class Scores:
-    """Values of what was measured, in the order of their first mention, and the same of what was not made by a model.
+    """Values of what was measured, in the order of their first mention, and what they compare with.
 
-    bars: by the name of what is measured, whichever the verb.
+    bars: by the name of what is measured, whichever the verb. real: the same of clips that no model made. inside: the
+    same within what was made, where nothing joins.
     """
 
     bars: dict[str, Bar]
     found: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     real: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    inside: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
-    def add(self, verb: str, what: str, value: float, real: float | None = None) -> None:
-        self.found.setdefault((verb, what), []).append(float(value))
-        if real is not None:
-            self.real.setdefault((verb, what), []).append(float(real))
+    def add(self, verb: str, what: str, value: float, real: float | None = None, inside: float | None = None) -> None:
+        for kind, number in ((self.found, value), (self.real, real), (self.inside, inside)):
+            if number is not None:
+                kind.setdefault((verb, what), []).append(float(number))
 
     def rows(self) -> list[list[str]]:
         rows = []
         for (verb, what), values in self.found.items():
-            bar, real = self.bars[what], self.real.get((verb, what), [])
+            bar, others = self.bars[what], [kind.get((verb, what)) for kind in (self.real, self.inside)]
             middle = _middle(bar)
             all_hold = all(map(bar.holds, values)) if bar.of == "each" else bar.holds(middle(values))
             has_worst = bool(str(bar)) and bar.of == "median" and len(values) > 1
             rows.append([
                 verb, what, str(bar), f"{middle(values):.2f}", f"{bar.worst(values):.2f}" if has_worst else "",
                 f"{sum(map(bar.holds, values))} of {len(values)}" if str(bar) and bar.of != "mean" else "",
-                f"{middle(real):.2f}" if real else "", ("yes" if all_hold else "**no**") if str(bar) else "",
+                *(f"{middle(other):.2f}" if other else "" for other in others),
+                ("yes" if all_hold else "**no**") if str(bar) else "",
             ])  # fmt: skip
         return rows
 
 
-HEAD = ("verb", "what", "bar", "measured", "worst", "holds in", "real clips", "holds")
+HEAD = ("verb", "what", "bar", "measured", "worst", "holds in", "real clips", "inside", "holds")
 
 
 def _middle(bar: Bar) -> Callable[[Sequence[float]], float]:

@@ -1,14 +1,15 @@
 """Measures soragen against diffusers: the same checkpoint, prompt, seed, size and steps, from the prompt to the MP4.
 
-    python bench/peer.py                                  # small checkpoints, every case
+    python bench/peer.py                                  # small checkpoints, every case; needs the `bench` extra
     python bench/peer.py --size middle --case wan-2.1     # what two cores do in minutes
     python bench/peer.py --size tiny --repeat 1 --json    # to see that it works
 
 Checkpoints have random weights, in the published layout, and both sides read the same folder in float32 on the CPU.
 Each run is a process of its own; the sides take turns, so that what else the machine does meets both. soragen's is the
 command a user types, diffusers' the script its documentation gives, with `export_to_video`. Its stages are timed by
-wrapping its methods. Before it ends it also keeps its latents and frames, for the comparison: the last tenth of a
-second of its time. soragen's are computed once more, outside the clock.
+wrapping its methods. Before it ends it also writes its latents and frames, for the comparison; that is a part of its
+"start", with the imports and all else that belongs to no stage. soragen's are computed once more, outside the clock.
+On a machine that does other things, read CPU seconds (those of ffmpeg are in them): the others measure the queue.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ CHECKPOINTS = {
     "wan-2.1": "wan2.1-t2v-1.3b",
     "wan-2.2-ti2v": "wan2.2-ti2v-5b",
 }
-"""Case to the published checkpoint that it is a thinner one of: LTXPipeline, LTXConditionPipeline, WanPipeline twice, the
-last with a timestep for each token. 0.9.1 is left out: diffusers draws the noise inside its decoder from no seed."""
+"""Case to the published checkpoint that it is a thinner one of. diffusers runs them with LTXPipeline,
+LTXConditionPipeline, and WanPipeline twice, the last with a timestep for each token. 0.9.1 is left out: the noise that
+diffusers draws inside its decoder comes from no seed."""
 
 
 @dataclass(frozen=True)

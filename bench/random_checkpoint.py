@@ -1,4 +1,4 @@
-"""Checkpoints in the published layout with random weights, as small as wanted: what the published ones are, but thinner.
+"""Checkpoints in the published layout with random weights, as small as wanted: like the published ones, but thinner.
 
 Configs are those of the published checkpoints (tests/published_configs.py) with fewer heads, layers and channels. The
 reference library writes the files.
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from published_configs import PUBLISHED
 
 SHIFT = 3.0
@@ -25,7 +25,7 @@ SHIFT = 3.0
 
 @dataclass(frozen=True)
 class Scale:
-    """How thin. vae_divisor: of the channels of the VAE's levels. vae_layers: at most as many residual blocks a level."""
+    """How thin. vae_divisor: of the channels of the VAE's levels. vae_layers: the most residual blocks of a level."""
 
     heads: int
     head_dim: int
@@ -84,7 +84,7 @@ def fill(network: nn.Module, seed: int = 0) -> None:
             tensor.fill_(1000.0)
             continue
         centre, spread = 0.0, 1 / math.sqrt(max(1, tensor[0].numel())) if tensor.ndim > 1 else 0.1
-        if "norm" in name and last in ("weight", "gamma") or last == "latents_std":
+        if ("norm" in name and last in ("weight", "gamma")) or last == "latents_std":
             centre, spread = 1.0, 0.1
         elif "table" in last or "per_channel_scale" in last:
             spread = 0.5

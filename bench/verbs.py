@@ -69,12 +69,13 @@ BARS = {
 
 @dataclass(frozen=True)
 class Tries:
-    """What is asked of the model in every try, and what has come of it."""
+    """What is asked of the model in every try, and what has come of it. stride: frames in a latent frame."""
 
     folder: Path
     asked: dict[str, Any]
     probe: Probe | None
     vae: Vae
+    stride: int
     scores: Scores = field(default_factory=lambda: Scores(BARS))
 
     def make(self, request: Request) -> Tensor:
@@ -95,7 +96,8 @@ class Tries:
             frames = self.make(request)
             kept, fresh = (frames[new:], frames[:new]) if backward else (frames[:HALF], frames[HALF:])
             self.whole(verb, frames, len(clip.frames), torch.equal(kept, source))
-            self.join(verb, frames, new if backward else HALF, clip.frames)
+            at = new if backward else HALF
+            self.join(verb, frames, at, at - self.stride if backward else at + self.stride, clip.frames)
             truth = clip.frames[:new] if backward else clip.frames[HALF:]
             self.seen(verb, fresh, truth, clip.scene)
 
@@ -103,13 +105,13 @@ class Tries:
         if clip.prompt:
             frames = self.make(edits.loop(clip.prompt, None, frames=24, size=_size(clip), fps="12", **self.asked))
             self.whole("loop PROMPT", frames, 24)
-            self.seam("loop PROMPT", frames)
+            self.seam("loop PROMPT", frames, 3 * self.stride)
         source = clip.frames[:HALF]
         request = edits.loop(str(self.file("source.mkv", source)), clip.prompt, frames=12, **self.asked)
         frames = self.make(request)
         self.whole("loop VIDEO", frames, HALF + 12, torch.equal(frames[:HALF], source))
-        self.join("loop VIDEO", frames, HALF)
-        self.seam("loop VIDEO", frames)
+        self.join("loop VIDEO", frames, HALF, HALF + self.stride)
+        self.seam("loop VIDEO", frames, HALF + self.stride)
 
     def connect(self, clip: Clip, other: Clip) -> None:
         before, after = clip.frames[:HALF], other.frames[-HALF:]
@@ -117,8 +119,8 @@ class Tries:
         frames = self.make(edits.connect(*files, clip.prompt, frames=12, **self.asked))
         intact = torch.equal(frames[:HALF], before) and torch.equal(frames[-HALF:], after)
         self.whole("connect", frames, 2 * HALF + 12, intact)
-        self.join("connect, first join", frames, HALF)
-        self.join("connect, second join", frames, HALF + 12)
+        self.join("connect, first join", frames, HALF, HALF + self.stride)
+        self.join("connect, second join", frames, HALF + 12, HALF + 12 - self.stride)
 
     def animate(self, clip: Clip) -> None:
         ends = clip.frames[:1], clip.frames[-1:]
@@ -158,18 +160,22 @@ class Tries:
         if intact is not None:
             self.scores.add(verb, INTACT, intact)
 
-    def join(self, verb: str, frames: Tensor, at: int, real: Tensor | None = None) -> None:
-        """The step from frame at - 1 to `at`. real: the same place of a clip without a join."""
-        found = [join_step(clip, at) for clip in (frames, real) if clip is not None]
-        self.scores.add(verb, STEP, *found)
-        moved = [join_movement(clip, at) for clip in (frames, real) if clip is not None]
-        self.scores.add(verb, MOVE, *moved)
+    def join(self, verb: str, frames: Tensor, at: int, inside: int, real: Tensor | None = None) -> None:
+        """The step from frame at - 1 to `at`. inside: where two latent frames of the new part meet, a first frame.
 
-    def seam(self, verb: str, frames: Tensor) -> None:
-        self.scores.add(verb, SEAM, seam_score([frames]))
-        usual = median(movements(frames, range(len(frames) - 1)))
-        across = movement(frames[-1], frames[0])
-        self.scores.add(verb, SEAM_MOVE, (across + LEAST_MOVEMENT) / (usual + LEAST_MOVEMENT))
+        real: the same place of a clip without a join.
+        """
+        for what, measure in ((STEP, join_step), (MOVE, join_movement)):
+            usual = None if real is None else measure(real, at)
+            self.scores.add(verb, what, measure(frames, at), usual, measure(frames, inside))
+
+    def seam(self, verb: str, frames: Tensor, inside: int) -> None:
+        self.scores.add(verb, SEAM, seam_score([frames]), inside=join_step(frames, inside))
+        usual = median(movements(frames, range(len(frames) - 1))) + LEAST_MOVEMENT
+        across, within = movement(frames[-1], frames[0]), movement(frames[inside - 1], frames[inside])
+        self.scores.add(
+            verb, SEAM_MOVE, (across + LEAST_MOVEMENT) / usual, inside=(within + LEAST_MOVEMENT) / usual
+        )  # fmt: skip
 
     def seen(self, verb: str, frames: Tensor, truth: Tensor, scene: Scene | None) -> None:
         if scene is None or self.probe is None:
@@ -231,13 +237,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page to put the table into")
     options = parser.parse_args(arguments)
     checkpoint = find(options.model)
-    vae = load_family(checkpoint.family).load_vae(checkpoint_folder(checkpoint), torch.device("cpu"), torch.float32)
+    family, weights = load_family(checkpoint.family), checkpoint_folder(checkpoint)
+    vae = family.load_vae(weights, torch.device("cpu"), torch.float32)
     probe = load_probe(options.run) if (options.run / "probe" / "model.safetensors").exists() else None
     clips = (held_out(options.run, options.count) if options.count else []) + made()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         asked = {"model": options.model, "steps": options.steps, "listen": _ignore}
-        tries = Tries(Path(folder), asked, probe, vae)
+        tries = Tries(Path(folder), asked, probe, vae, family.compression(weights).stride[0])
         for number, clip in enumerate(clips):
             asked["seed"] = number
             for verb in options.only or VERBS:

@@ -58,10 +58,10 @@ TWO_PASSES = """\
 ## Larger than it was trained on
 
 From a prompt alone, a video beyond {area} times the trained area is made in two passes: all steps at two thirds of the
-sides, the latents at twice of those, then {steps} steps more at timesteps {timesteps}; the frames are scaled to the size
-asked for. That takes `{file}`, which `models pull` fetches, too; in a folder of your own it is `latent_upsampler/`. A
-plan says so in a line. With given frames, or without that part, such a video is rendered at the trained area and
-enlarged; `--direct` renders it at once.
+sides, the latents at twice of those, then {steps} steps more at timesteps {timesteps}; the frames are scaled to the
+size asked for. That takes `{file}`, which `models pull` fetches, too; in a folder of your own it is
+`latent_upsampler/`. A plan says so in a line. With given frames, or without that part, such a video is rendered at the
+trained area and enlarged; `--direct` renders it at once.
 """
 
 

@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     vae = load_vae(options.run).to(device).requires_grad_(False)
 
     torch.manual_seed(0)
-    network = PocketUpscaler(UpscalerConfig()).to(device, memory_format=torch.channels_last)
+    network = PocketUpscaler(UpscalerConfig()).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
     folder, step, seconds = options.run / "upscaler", 0, 0.0
     folder.mkdir(exist_ok=True)
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         step, seconds = state["step"], state["seconds"]
-    total, saved, losses = options.minutes * 60, time.time(), list[float]()
+    total, saved, losses = options.minutes * 60, seconds, list[float]()
     while True:
         began = time.process_time()
         share = min(1.0, seconds / total)
@@ -229,8 +229,8 @@ def main(arguments: list[str] | None = None) -> None:
         if step % 100 == 0:
             print(f"step {step} {seconds / 60:.1f} min loss {sum(losses) / len(losses):.5f}", flush=True)
             losses.clear()
-        if time.time() - saved > 300 or share >= 1:
-            saved = time.time()
+        if seconds - saved > 60 or share >= 1:
+            saved = seconds
             save(network, folder)
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(state | {"step": step, "seconds": seconds}, state_path.with_suffix(".part"))

@@ -34,6 +34,8 @@ def batch(
     shift: options.Shift = None,
     solver: options.Solver = None,
     model: options.Model = "pocket",
+    lora: options.Lora = None,
+    lora_partial: options.LoraPartial = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
     resume: options.Resume = False,
@@ -61,6 +63,7 @@ def batch(
     defaults = {
         "model": model, "negative": negative, "size": size, "seconds": seconds, "frames": frames, "fps": fps,
         "seed": seed, "steps": steps, "guidance": guidance, "shift": shift, "solver": solver,
+        "lora": lora or None, "lora_partial": lora_partial or None,
     }  # fmt: skip
     reports = []
 

@@ -1,8 +1,8 @@
 """Attention, as all transformers call it: torch's own, or another one where it was asked for.
 
 FlashAttention 3 (Shah et al., arXiv:2407.08608) takes the place of torch's flash kernel inside of torch: the same sum
-in another order. SageAttention (Zhang et al., arXiv:2410.02367) multiplies in 8 bits: an approximation. It is used where
-tokens look at each other, which is where the time goes; text is few tokens, and masks are not known to it.
+in another order. SageAttention (Zhang et al., arXiv:2410.02367) multiplies in 8 bits: an approximation. It is used
+where tokens look at each other, which is where the time goes; text is few tokens, and masks are not known to it.
 """
 
 from __future__ import annotations

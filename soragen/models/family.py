@@ -175,6 +175,10 @@ class ImageFamily(Family, Protocol):
 
     def takes_images(self, folder: Path) -> bool: ...
 
+    def check_images(self, folder: Path, num_images: int) -> None:
+        """Raises InputError for more or fewer given frames than the checkpoint was trained with. Loads nothing."""
+        ...
+
     def read_images(
         self, folder: Path, images: Mapping[int, Tensor], grid: Grid, device: torch.device, dtype: torch.dtype
     ) -> ImageCondition:

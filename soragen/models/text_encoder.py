@@ -102,7 +102,8 @@ class PromptEncoder:
     """Prompts to contexts with a published T5 or UMT5. The encoder is loaded when the first uncached prompt comes.
 
     folder: config.json and weights. tokenizer: the tokenizer.json. max_length: tokens, the end token included.
-    cache: where embeddings are kept; by default the user's cache folder, None for none. residence, quantize: of the encoder.
+    cache: where embeddings are kept; by default the user's cache folder, None for none.
+    residence, quantize: of the encoder, see `soragen.models.offload.load_network`.
     """
 
     def __init__(

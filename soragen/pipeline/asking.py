@@ -11,7 +11,7 @@ from soragen.pipeline.events import Listener
 from soragen.pipeline.resolve import resolve
 from soragen.request import Request
 
-MODEL_KEYS = ("seed", "steps", "guidance", "negative", "shift", "solver", "model")
+MODEL_KEYS = ("seed", "steps", "guidance", "negative", "shift", "solver", "model", "lora", "lora_partial")
 NEEDED = {
     "generate": ("prompt",),
     "image": ("prompt",),

@@ -14,7 +14,7 @@ import shlex
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from soragen.catalog import find
 from soragen.errors import InputError, OutputError, SoragenError
 from soragen.leftovers import leftover
 from soragen.models.device import free_memory
+from soragen.models.offload import Residence
 from soragen.pipeline import run
 from soragen.pipeline.asking import keys_of, request_of, sources_in
 from soragen.pipeline.clock import Clock
@@ -33,6 +34,7 @@ from soragen.pipeline.frames import audio_of, seam_of
 from soragen.pipeline.journal import Journal
 from soragen.pipeline.latents import holds, load_latents
 from soragen.pipeline.lines import Line, read_lines
+from soragen.pipeline.loras import files_of, with_loras
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.sources import with_sources
 from soragen.request import Request
@@ -163,7 +165,11 @@ class Batch:
         if known is not None and known.done is not None and known.done.is_file():
             return None
         listen = self._about(line.number)
-        request = with_sources(known.request, sources_in(values)) if known else request_of(values, listen)
+        if known is None:
+            request = request_of(values, listen)
+        else:
+            files = [file.parent for file in files_of(values.get("lora", ()))]
+            request = with_loras(with_sources(known.request, sources_in(values)), files)
         plan = make_plan(request, find(request.checkpoint), self.options.device, self.options.dtype)
         if known is None:
             output = self._output(values, request)
@@ -202,7 +208,7 @@ class Batch:
         return free
 
     def _make(self, jobs: Sequence[Job], made: Callable[[run.Result], None]) -> None:
-        """All phases of the jobs of one checkpoint."""
+        """All phases of the jobs of one checkpoint. Its transformer is loaded anew for other LoRAs."""
         first = jobs[0].plan
         with jobs[0].clock.timed("load"):
             self.listen(Stage("load", first.checkpoint.name))
@@ -211,15 +217,17 @@ class Batch:
             with contexts_beside(self.source) as contexts:
                 encoded = self._encode(new, contexts)
                 free(first)
-                self._denoise(self._read(encoded, contexts), contexts)
-            free(first)
+                read = self._read(encoded, contexts)
+                for loras in dict.fromkeys(job.plan.request.loras for job in read):
+                    self._denoise([job for job in read if job.plan.request.loras == loras], contexts)
+                    free(first)
         self._decode([job for job in jobs if job.latents is not None], made)
         free(first)
 
     def _encode(self, jobs: Sequence[Job], contexts: Contexts) -> list[Job]:
         """The jobs whose prompts are in `contexts` now."""
         self.listen(Stage("text", f"{len(jobs)} prompt{'s' if len(jobs) > 1 else ''}"))
-        encoder = run.load_text_encoder(jobs[0].plan)
+        encoder = run.load_text_encoder(strictest(jobs, "text_encoder"))
         encoded = []
         for number, job in enumerate(jobs, 1):
             with self._guarded(job), job.clock.timed("text"):
@@ -242,10 +250,8 @@ class Batch:
         return read
 
     def _denoise(self, jobs: Sequence[Job], contexts: Contexts) -> None:
-        if not jobs:
-            return
         with jobs[0].clock.timed("load"):
-            transformer = run.load_transformer(jobs[0].plan)
+            transformer = run.load_transformer(strictest(jobs, "transformer"))
         for number, job in enumerate(jobs, 1):
             job.clock.listen = self._about(job.line, f"{number} of {len(jobs)}")
             with self._guarded(job):
@@ -264,7 +270,7 @@ class Batch:
         if not jobs:
             return
         with jobs[0].clock.timed("load"):
-            vae = run.load_vae(jobs[0].plan)
+            vae = run.load_vae(replace(jobs[0].plan, tile=None))  # each job has tiles of its own
         for number, job in enumerate(jobs, 1):
             job.clock.listen = self._about(job.line, f"{number} of {len(jobs)}")
             path = None
@@ -314,6 +320,12 @@ class Batch:
                     self.listen(event)
 
         return listen
+
+
+def strictest(jobs: Sequence[Job], part: str) -> Plan:
+    """Of the plans of `jobs`, one that leaves the least of a network in memory: so all of them have room."""
+    order = list(Residence)
+    return max((job.plan for job in jobs), key=lambda plan: order.index(plan.residence_of(part)))
 
 
 def _holds(output: Path, request: Request) -> bool:

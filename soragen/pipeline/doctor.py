@@ -145,7 +145,7 @@ def _extras() -> str:
                 works.append(name)
             except SoragenError as error:
                 lacks.append(error.message.removeprefix(f"--{option} "))
-        words.append(f"--{option} {', '.join(works) or 'nothing'}" + "".join(f"; {why}" for why in dict.fromkeys(lacks)))
+        words.append("; ".join([f"--{option} {', '.join(works) or 'nothing'}", *dict.fromkeys(lacks)]))
     return f"on {device}: {'. '.join(words)}"
 
 

@@ -64,12 +64,20 @@ def _yes(value: Any) -> bool:
     raise ValueError("true or false")
 
 
+def _texts(value: Any) -> list[str]:
+    """One text, or a list of them."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in values):
+        raise ValueError("text, or a list of texts")
+    return values
+
+
 KEYS: dict[str, Callable[[Any], Any]] = {
     "prompt": _text, "command": _text, "output": _text, "model": _text, "negative": _text, "size": _text,
     "solver": _text, "seconds": _spoken, "fps": _spoken, "frames": _whole, "seed": _whole, "steps": _whole,
     "guidance": _number, "shift": _number, "video": _text, "after": _text, "image": _text, "last": _text,
     "fit": _text, "strength": _number, "backward": _yes, "continued": _yes,
-    "direct": _yes,
+    "direct": _yes, "lora": _texts, "lora_partial": _yes,
 }  # fmt: skip
 """What lines and storyboards may say: the options of the commands by their names, and what each must be."""
 

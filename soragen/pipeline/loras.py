@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from soragen.errors import InputError
@@ -31,7 +32,24 @@ def parse_lora(text: str, *, partial: bool = False) -> LoraFile:
         raise InputError(f"--lora {text!r}: no transformer is called {target!r}", "use @high or @low, or neither")
     if not path.is_file():
         raise InputError(f"--lora {path} is not a file", _inside(path) or "check its path")
-    return LoraFile(path, hash_of(path), _scale(text, scale), target or "", partial)
+    return LoraFile(path, _hash(path), _scale(text, scale), target or "", partial)
+
+
+def files_of(texts: Iterable[str]) -> list[Path]:
+    """The file of each PATH[:SCALE][@high|low] that is spelled as one; it need not be there."""
+    matches = (_SPELLED.fullmatch(text) for text in texts)
+    return [Path(match["path"]).expanduser() for match in matches if match is not None]
+
+
+def _hash(path: Path) -> str:
+    """Read once: a list may name the same large file on every line."""
+    status = path.stat()
+    return _hash_as_it_was(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash_as_it_was(path: Path, size: int, changed: int) -> str:
+    return hash_of(path)
 
 
 def _scale(text: str, scale: str | None) -> float:
@@ -59,7 +77,7 @@ def with_loras(request: Request, folders: Sequence[Path]) -> Request:
     for lora in request.loras:
         name = Path(lora.path.name)  # a bare name: a recipe says nothing about where files lie
         there = [folder / name for folder in folders if (folder / name).is_file()]
-        path = next((path for path in there if hash_of(path) == lora.sha256), None)
+        path = next((path for path in there if _hash(path) == lora.sha256), None)
         if path is None:
             what = f"{there[0]} is not the LoRA that" if there else f"LoRA {name} is not here, with which"
             raise InputError(

@@ -145,7 +145,7 @@ class Plan(Footprint):
         elif grid.num_frames > known:
             lines.append(f"{name} was trained on at most {known} frames; more of them at once may repeat or drift")
         if (kind := self.request.quantize) is not None:
-            lines.append(f"transformer and text encoder with weights in {kind}: near the video of whole ones, not the same")
+            lines.append(f"weights of transformer and text encoder in {kind}: near the video of whole ones, not it")
         if not ATTENTIONS[self.request.attention]:
             lines.append(f"attention by {self.request.attention}, which approximates: not exactly the video of sdpa")
         return lines + self.memory_notes()
@@ -201,8 +201,6 @@ class Plan(Footprint):
 def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None) -> Plan:
     """The plan, or the one line that says why there is none. Raises WeightsError, InputError, ResourceError."""
     folder, family, defaults = checkpoint_folder(checkpoint), load_family(checkpoint.family), checkpoint.defaults
-    if request.edit is None and isinstance(family, ImageFamily) and family.takes_images(folder):
-        raise needs_image(checkpoint)
     machine = pick_machine(checkpoint, device, dtype)
     if request.quantize is not None:
         check_quantize(request.quantize, machine.device, machine.transformer)
@@ -210,6 +208,10 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
     size, compression = request.size, family.compression(folder)
     timeline = lay_timeline(request, room_of(checkpoint, compression))
     needed(checkpoint, timeline.given)
+    if isinstance(family, ImageFamily) and family.takes_images(folder):
+        if request.edit is None:
+            raise needs_image(checkpoint)
+        family.check_images(folder, len(timeline.given))
     first = second_pass.first_sides(request, checkpoint, folder)
     sides = (size.width, size.height) if request.direct else checkpoint.native.rendered(size.width, size.height)
     sides = first or sides

@@ -100,7 +100,7 @@ def needs_image(checkpoint: Checkpoint) -> InputError:
     others = [name for name, other in catalog().items() if other.family == checkpoint.family and other.abilities.text]
     return InputError(
         f"{checkpoint.name} makes videos from an image, not from a prompt alone",
-        f"models for a prompt: {', '.join(others)}",
+        f"use soragen animate, or a model for a prompt: {', '.join(others)}",
     )
 
 

@@ -261,11 +261,14 @@ def kept(file: Path | None, listen: Listener) -> Iterator[None]:
 def decode_to_file(
     plan: Plan, saved: Saved, output: Path, overwrite: bool, clock: Clock, vae: Vae | None = None
 ) -> Path:
-    """Streams frames into the file, and returns where it is. Raises InputError where a source is not what it was."""
+    """Streams frames into the file, and returns where it is. Raises InputError where a source is not what it was.
+
+    vae: one for whole frames.
+    """
     size = plan.request.size
     check_sources(plan.request)
     with clock.timed("load"):
-        vae = vae or load_vae(plan)
+        vae = load_vae(plan) if vae is None else _in_tiles(vae, plan)
         upscaler = load_upscaler(plan)
     clock.listen(Stage("decode", f"{size.num_frames} frames"))
     with clock.timed("encode"):
@@ -305,11 +308,12 @@ def load_transformer(plan: Plan) -> Transformer:
 
 
 def load_vae(plan: Plan) -> Vae:
-    return load_family(plan.checkpoint.family).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
+    vae = load_family(plan.checkpoint.family).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
+    return _in_tiles(vae, plan)
 
 
-def in_tiles(vae: Vae, plan: Plan) -> Vae:
-    """The VAE as the plan has it: on whole frames, or on tiles of them."""
+def _in_tiles(vae: Vae, plan: Plan) -> Vae:
+    """A VAE that was loaded for whole frames, on what the plan gives it at once."""
     return vae if plan.tile is None else TiledVae(vae, plan.tile, plan.grid.compression.stride[1:])
 
 

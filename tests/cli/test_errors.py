@@ -161,6 +161,7 @@ class OutOfMemoryError(RuntimeError):
         (errors.NumericalError("latents are not finite", "use float32"), 6, "not finite", "float32"),
         (MemoryError(), 4, "out of memory", "smaller --size"),
         (OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 4, "out of memory", "smaller --size"),
+        (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"), 4, "out of memory", "--size"),
         (OSError(errno.ENOSPC, "No space left on device"), 4, "disk is full", "make room"),
         (KeyError("weight"), 1, "a bug in soragen: KeyError: 'weight'", "--debug"),
         (EOFError("short file"), 1, "a bug in soragen: EOFError: short file", "--debug"),

@@ -49,6 +49,8 @@ class FakeImageFamily(Pocket):
     def takes_images(self, folder: Path) -> bool:
         return True
 
+    def check_images(self, folder: Path, num_images: int) -> None: ...
+
     def read_images(self, folder: Path, images: Mapping[int, Tensor], *rest: Any) -> ImageCondition:
         self.seen = dict(images)
         return ImageCondition(torch.zeros(1))

@@ -1,4 +1,4 @@
-"""--direct: one grid of the whole size and duration, said to be far from the training, refused where it is too large."""
+"""--direct: one grid of all that was asked, said to be far from the training, refused where memory is short."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     """cuda(cards, wheel) is a machine with these cards, and a torch built for these architectures."""
 
     def pretend(cards: Cards, wheel: list[str]) -> None:
-        known = [SimpleNamespace(name=name, major=major, minor=minor, total_memory=24e9) for name, major, minor in cards]
+        known = [SimpleNamespace(name=name, major=a, minor=b, total_memory=24e9) for name, a, b in cards]
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         for name, value in {
             "is_available": lambda: bool(known),

@@ -82,7 +82,8 @@ def our_latents(folder: Path, **options: Any) -> Tensor:
     )
     plan = make_plan(request, find(str(folder)), "cpu")
     context, negative = run.encode_prompts(plan, True, events.append)
-    return run.denoise_windows(plan, context, negative, run.Clock(events.append))
+    clock = run.Clock(events.append)
+    return run.denoise_all(plan, context, negative, run.encode_given(plan, clock), clock)
 
 
 def their_latents(model: Model, **options: Any) -> Tensor:

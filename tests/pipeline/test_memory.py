@@ -154,6 +154,49 @@ def test_a_streamed_run_makes_the_same_file(
     assert streamed.read_bytes() == whole.read_bytes()
 
 
+def test_a_list_leaves_room_for_its_largest_video(
+    ask: Ask, large: Path, free: Free, cli: Any, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later video needs blocks that come one at a time: the transformer that is loaded once has to be that one."""
+    free(planned(ask(model=str(large))).peak_bytes["denoise"])
+    plans, load = list[Plan](), run.load_transformer
+
+    def loading(plan: Plan) -> Any:
+        plans.append(plan)
+        return load(plan)
+
+    monkeypatch.setattr(run, "load_transformer", loading)
+    Path("list.jsonl").write_text("".join(json.dumps({"prompt": "a ball", "frames": n}) + "\n" for n in (9, 33, 9)))
+    asked = ("--model", str(large), "--size", "128x128", "--steps", "1", "--guidance", "1", "--seed", "1")
+    assert planned(ask(model=str(large), frames=9)).residence == {}
+    ended = cli("batch", "list.jsonl", *asked)
+    assert ended.code == 0, ended.err
+    assert [plan.residence for plan in plans] == [{"transformer": Residence.MAPPED}]
+    assert calls.loaded.count("transformer") == 1
+
+
+def test_each_video_of_a_list_has_its_own_tiles(
+    tiny: Path, cli: Any, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = list[tuple[int, int]]()
+
+    class Tiled(TiledVae):
+        def __init__(self, vae: Any, tile: tuple[int, int], stride: tuple[int, int]) -> None:
+            super().__init__(vae, tile, stride)
+            cut.append(tile)
+
+    def plan_of(request: Request, *rest: Any) -> Plan:
+        plan = make_plan(request, *rest)
+        return replace(plan, tile={5: None, 9: (16, 12), 13: (12, 12)}[request.size.num_frames])
+
+    monkeypatch.setattr("soragen.pipeline.batch.make_plan", plan_of)
+    monkeypatch.setattr(run, "TiledVae", Tiled)
+    Path("list.jsonl").write_text("".join(json.dumps({"prompt": "a ball", "frames": n}) + "\n" for n in (9, 5, 13)))
+    ended = cli("batch", "list.jsonl", "--model", str(tiny), "--size", "128x128", "--steps", "1", "--seed", "1")
+    assert ended.code == 0, ended.err
+    assert cut == [(16, 12), (12, 12)] and calls.loaded.count("vae") == 1
+
+
 CHILD = """
 import json, resource, sys
 from pathlib import Path

@@ -1,10 +1,9 @@
-"""--quantize and --attention from the request to the file: in the plan's bytes and notes, in the recipe, never silent."""
+"""--quantize and --attention from the request to the file: in the plan's bytes and notes, and in the recipe."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def test_the_plan_counts_a_byte_for_a_weight(ask: Ask, free: Callable[[int], Non
     assert plan.weight_bytes["text_encoder"] < whole.weight_bytes["text_encoder"]
     assert plan.weight_bytes["vae"] == whole.weight_bytes["vae"]
     (note,) = set(plan.notes()) - set(whole.notes())
-    assert note.startswith(f"transformer and text encoder with weights in {kind}")
+    assert note.startswith(f"weights of transformer and text encoder in {kind}")
     assert plan.to_dict()["request"]["quantize"] == kind
 
     free(plan.peak_bytes["denoise"] - 1)
@@ -59,7 +58,7 @@ def test_a_run_says_it_and_the_file_too(ask: Ask, make: Callable[..., Result], e
     pytest.importorskip("torchao")
     whole = make(ask(), "whole.mp4")
     result = make(ask(quantize="int8"), "rounded.mp4")
-    assert any(isinstance(event, Note) and "weights in int8" in event.text for event in events)
+    assert any(isinstance(event, Note) and "text encoder in int8" in event.text for event in events)
     recipe = read_recipe(result.path)
     assert recipe is not None and recipe["request"]["quantize"] == "int8"
     assert Request.from_dict(recipe["request"]) == result.request
@@ -90,7 +89,9 @@ def test_a_recipe_names_an_attention_that_approximates(ask: Ask) -> None:
         Request.from_dict({**ask().to_dict(), "quantize": "int4"})
 
 
-def test_attention_holds_while_it_is_denoised(ask: Ask, make: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_holds_while_it_is_denoised(
+    ask: Ask, make: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from soragen.models import attention
     from soragen.pipeline import plan as plan_file
 

@@ -36,8 +36,7 @@ UPSAMPLER = "latent_upsampler"
 
 
 class LtxVideo:
-    """See `KeyframeFamily` and `LatentUpsamplerFamily` of `soragen.models.family`, `soragen.models.keys.ReadsSingleFiles`.
-    """
+    """See `KeyframeFamily` and `LatentUpsamplerFamily` in models/family.py, `ReadsSingleFiles` in models/keys.py."""
 
     text_encoder: Mapping[str, Any] = TEXT_ENCODER
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from soragen.diffusion.grid import Compression, Grid
 from soragen.errors import WeightsError
 from soragen.families.wan.experts import Experts
-from soragen.families.wan.images import check, join, see
+from soragen.families.wan.images import check, check_count, join, see
 from soragen.families.wan.keys import TEXT_ENCODER, TRANSFORMER, configs, vae_naming
 from soragen.families.wan.text import MAX_LENGTH, WanTextEncoder
 from soragen.families.wan.transformer import KEEP_FLOAT32, TransformerConfig, WanTransformer
@@ -111,11 +111,15 @@ class Wan:
     def takes_images(self, folder: Path) -> bool:
         return read_config(folder / "transformer", TransformerConfig).in_channels > self.latent_channels(folder)
 
+    def check_images(self, folder: Path, num_images: int) -> None:
+        check_count(read_config(folder / "transformer", TransformerConfig), num_images)
+
     def read_images(
         self, folder: Path, images: Mapping[int, Tensor], grid: Grid, device: torch.device, dtype: torch.dtype
     ) -> ImageCondition:
         check(images, grid)
         config = read_config(folder / "transformer", TransformerConfig)
+        check_count(config, len(images))
         tokens = see(folder, config, images, device, dtype)
         channels = join(self.load_vae(folder, device, dtype), images, grid)
         gc.collect()

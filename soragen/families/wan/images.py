@@ -43,18 +43,22 @@ def clip(images: Mapping[int, Tensor], grid: Grid) -> Iterator[Tensor]:
 def see(
     folder: Path, config: TransformerConfig, images: Mapping[int, Tensor], device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
-    """CLIP's tokens [L, D] of all pictures, one after the other; None for a checkpoint that does not look at them.
-
-    Raises InputError for more or fewer pictures than the checkpoint was trained with.
-    """
+    """CLIP's tokens [L, D] of all pictures, one after the other; None for a checkpoint that does not look at them."""
     if config.image_dim is None:
         return None
-    wanted = 2 if config.pos_embed_seq_len is not None else 1
-    if len(images) != wanted:
-        needed = "a first and a last frame" if wanted == 2 else "a first frame and nothing else"
-        raise InputError(f"this model was given {len(images)} images", f"it needs {needed}")
     encoder = load_clip(folder / "image_encoder", device, dtype)
     return torch.cat([encoder(images[index]) for index in sorted(images)])
+
+
+def check_count(config: TransformerConfig, num_images: int) -> None:
+    """Raises InputError for more or fewer pictures than the checkpoint was trained with."""
+    if config.image_dim is None:
+        return
+    wanted = 2 if config.pos_embed_seq_len is not None else 1
+    if num_images != wanted:
+        given = "one image" if num_images == 1 else f"{num_images} images"
+        needed = "a first and a last frame" if wanted == 2 else "a first frame and nothing else"
+        raise InputError(f"this model was given {given}", f"it needs {needed}")
 
 
 def check(images: Mapping[int, Tensor], grid: Grid) -> None:

@@ -20,15 +20,18 @@ from soragen.catalog import find
 from soragen.pipeline import run, second_pass
 from soragen.pipeline.clock import Clock
 from soragen.pipeline.conditions import Conditions
+from soragen.pipeline.events import Event, Stage
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.request import Request
 from soragen.size import VideoSize
+from soragen.video.facts import video_facts
+from soragen.video.recipe import read_recipe
 
 diffusers = pytest.importorskip("diffusers")
 
 PROMPT, NEGATIVE, SEED, BOUND = "a red ball bounces on green grass at sunset", "a grey ball", 5, 1e-5
 FIRST_PASS, SECOND_PASS = [1000.0, 909.0, 725.0, 0.03], [909.0, 725.0, 421.0]
-OWN = {
+OWN: dict[str, Any] = {
     "native": {"width": 64, "height": 64, "num_frames": 9, "min_area": 0.4, "max_area": 2.0, "max_num_frames": 81},
     "defaults": {
         "schedule": "listed", "timesteps": FIRST_PASS, "num_steps": 4, "second_pass": SECOND_PASS, "solver": "euler",
@@ -136,6 +139,16 @@ def test_far_too_large_begins_at_the_trained_area(checkpoint: tuple[Any, Any, Pa
     assert plan.first is not None
     assert (plan.first.rendered.width, plan.rendered.width) == (64, 128)
     assert "enlarged to 640x640" in "\n".join(plan.notes())
+
+
+def test_from_a_sentence_to_a_file(checkpoint: tuple[Any, Any, Path], tmp_path: Path) -> None:
+    events: list[Event] = []
+    result = run.generate(ask(checkpoint[2], 160, 90, 9), tmp_path / "a.mp4", device="cpu", listen=events.append)
+    facts, recipe = video_facts(result.path), read_recipe(result.path)
+    assert (facts.width, facts.height, facts.num_frames) == (160, 90, 9)
+    assert recipe is not None and recipe["second_pass"]["timesteps"] == SECOND_PASS
+    stages = [event.detail for event in events if isinstance(event, Stage) and event.name == "denoise"]
+    assert stages == ["4 steps, 16 tokens", "upsampling the latents", "3 steps, 64 tokens"]
 
 
 def test_a_long_one_is_upsampled_window_by_window(checkpoint: tuple[Any, Any, Path], tmp_path: Path) -> None:
