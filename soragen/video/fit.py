@@ -14,6 +14,7 @@ from soragen.size import FITS, Fit
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 @dataclass(frozen=True)
 class Placement:
     """width, height: of the frame. across, down: of the whole picture, scaled, whose middle lies on the frame's."""
