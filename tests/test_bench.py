@@ -46,7 +46,7 @@ def test_quick_run_fills_the_page(tmp_path: Path) -> None:
     assert len(videos) == 2
     for row in videos:
         wall, *stages, memory, planned, ffmpeg = map(float, row[2:])
-        assert wall == pytest.approx(sum(stages), abs=0.05) and len(stages) == 6 and min(stages[1:]) >= 0
+        assert wall == pytest.approx(sum(stages), abs=0.05) and len(stages) == 7 and min(stages[1:]) >= 0
         assert memory > 100 and planned > 100 and ffmpeg > 0
     limits = {row[0]: row[1:] for row in rows if row[-1] in ("yes", "**no**")}
     assert len(limits) == 3
