@@ -19,7 +19,7 @@ def loop(
     fps: options.Fps = None,
     lossless: options.Lossless = False,
 ) -> None:
-    """Make a video that repeats without a seam: a new clip, or a given one with a bridge back to its beginning."""
+    """Make a video that repeats, a new clip or a given one with a bridge to its beginning, and measure its seam."""
     began = time.monotonic()
     from soragen.pipeline import edits
 

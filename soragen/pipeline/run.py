@@ -235,16 +235,12 @@ def keep(saved: Saved, listen: Listener) -> Path | None:
 
 
 @contextmanager
-def kept(file: Path | None, listen: Listener) -> Iterator[None]:
-    """While the block runs, the latents lie in `file`. They go when it ends well; otherwise the user is told of them.
+def telling(how: str, listen: Listener) -> Iterator[None]:
+    """Says `how` to go on, where the block does not come to its end.
 
     An error carries the line as a note of its own (PEP 678), which the command line shows as a hint. An interrupt
     reaches nobody who would show it, so it is said at once.
     """
-    if file is None:
-        yield
-        return
-    how = f"the denoised latents are kept: run `soragen decode {shlex.quote(str(file))}`"
     try:
         with leftover(lambda: listen(Note(how))):
             yield
@@ -254,6 +250,16 @@ def kept(file: Path | None, listen: Listener) -> Iterator[None]:
     except BaseException:
         listen(Note(how))
         raise
+
+
+@contextmanager
+def kept(file: Path | None, listen: Listener) -> Iterator[None]:
+    """While the block runs, the latents lie in `file`. They go when it ends well, or the user is told of them."""
+    if file is None:
+        yield
+        return
+    with telling(f"the denoised latents are kept: run `soragen decode {shlex.quote(str(file))}`", listen):
+        yield
     with contextlib.suppress(OSError):  # the video is in place: nothing failed
         file.unlink(missing_ok=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from soragen.catalog import find
 from soragen.errors import InputError, OutputError, SoragenError
-from soragen.leftovers import leftover
 from soragen.pipeline import run
 from soragen.pipeline.clock import Clock
 from soragen.pipeline.events import Listener, Note, Progress
@@ -71,7 +69,8 @@ def make_storyboard(
         raise OutputError(f"cannot write in {folder}: {error.strerror}", "give another place with -o") from error
 
     clock, requests = Clock(listen), list[Request]()
-    with _kept(folder, listen):
+    how = f"the shots made so far are kept in {folder}: run the same command again to go on"
+    with run.telling(how, listen):
         # 2. The shots, each into a file of its own.
         for number, (shot, plan) in enumerate(zip(board.shots, plans, strict=True), 1):
             plan = replace(plan, request=_with_hash(shot))
@@ -136,18 +135,3 @@ def _with_hash(shot: Request) -> Request:
 def _frames(board: Storyboard) -> Iterator[Tensor]:
     for number in range(1, len(board.shots) + 1):
         yield from read_video(board.file(number), fps=board.size.fps)[1]
-
-
-@contextmanager
-def _kept(folder: Path, listen: Listener) -> Iterator[None]:
-    """Says, where the block does not come to its end, that what was made is not lost."""
-    how = f"the shots made so far are kept in {folder}: run the same command again to go on"
-    try:
-        with leftover(lambda: listen(Note(how))):
-            yield
-    except Exception as error:
-        error.add_note(how)
-        raise
-    except BaseException:
-        listen(Note(how))
-        raise
