@@ -6,8 +6,9 @@ Goes on from RUN/transformer/state.pt where it was stopped; `--minutes` counts a
 number continues a finished run. What it does beyond the plain recipe:
 - many single images among the clips, more of them early: what things look like is learnt on one frame at a seventh of a
   clip's cost, how they move on clips of growing length;
-- noise levels drawn mostly high, where the sentence decides (`sigma = sigmoid(N(mean, std))`);
-- in a quarter of the clips some frames are given (noise level 0): the first ones, the last ones, both, or any;
+- noise levels drawn from `sigma = sigmoid(N(mean, std))`: high ones, where the sentence decides, and as many below a
+  half, where detail is decided;
+- in four of ten clips some frames are given (noise level 0): the first ones, the last ones, both, or any;
 - errors on the subject count more than errors on the ground;
 - one caption in ten is empty, for classifier-free guidance.
 """
@@ -35,10 +36,10 @@ from training.world.captions import caption
 from training.world.scene import Scene
 
 TOKENS_PER_STEP = 4096
-SIGMA_MEAN, SIGMA_STD = 0.5, 1.4
+SIGMA_MEAN, SIGMA_STD = -0.2, 1.4
 EMPTY_CAPTION = 0.1
 EMA = 0.997
-KNOWN_FRAMES = 0.25
+KNOWN_FRAMES = 0.4
 CONTINUED = 0.25
 CLIP_LATENT_FRAMES = 7
 SUBJECT_WEIGHT = 2.0
@@ -165,8 +166,9 @@ class Clock:
 
 @torch.no_grad()
 def evaluate(network: PocketTransformer, pool: Pool, clock: Clock, read: Reader, device: str) -> dict[str, float]:
-    """Held-out loss at high noise with the right captions and with shuffled ones: the gap measures reading."""
-    totals: dict[str, list[float]] = {"right": [], "shuffled": []}
+    """Held-out loss: at high noise with the right captions and with shuffled ones, whose gap measures reading; and at
+    low noise, where detail is decided."""
+    totals: dict[str, list[float]] = {"right": [], "shuffled": [], "detail": []}
     for kind, num_frames in (("images", 1), ("clips", 5)):
         if not pool.count(kind):
             continue
@@ -176,12 +178,13 @@ def evaluate(network: PocketTransformer, pool: Pool, clock: Clock, read: Reader,
             latents, mask, scenes = pool.draw(rng, kind, slice(0, num_frames), TOKENS_PER_STEP // 2)
             latents, mask = latents.to(device), mask.to(device)
             captions = [caption(scene, rng) for scene in scenes]
-            sigma = torch.linspace(0.6, 0.98, len(latents), device=device)
+            high, low = (torch.linspace(*ends, len(latents), device=device) for ends in ((0.6, 0.98), (0.1, 0.5)))
             noise = torch.randn(latents.shape).to(device)
             free = torch.ones(len(latents), num_frames, device=device)
-            for name, texts in (
-                ("right", captions),
-                ("shuffled", captions[len(captions) // 2 :] + captions[: len(captions) // 2]),
+            for name, texts, sigma in (
+                ("right", captions, high),
+                ("shuffled", captions[len(captions) // 2 :] + captions[: len(captions) // 2], high),
+                ("detail", captions, low),
             ):
                 loss = flow_loss(network, latents, mask, sigma, noise, free, clock(latents), embed(read, texts, device))
                 totals[name].append(float(loss.mean()))
@@ -217,7 +220,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--head-width", type=int, default=128)
+    parser.add_argument("--head-width", type=int, default=160)
+    parser.add_argument("--head-layers", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_STEP)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
@@ -232,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = TransformerConfig(
         latent_channels=vae.config.latent_channels, width=options.width, num_layers=options.layers,
         num_heads=options.width // 64, mlp_width=-(-options.width * 8 // 3 // 64) * 64,
-        text_width=encoder.config.d_model, head_width=options.head_width,
+        text_width=encoder.config.d_model, head_width=options.head_width, head_layers=options.head_layers,
     )  # fmt: skip
     torch.manual_seed(0)
     network = PocketTransformer(config)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from soragen.models.family import Upscaler
 from soragen.pipeline.clock import Clock
 from soragen.pipeline.events import Listener, Note
+from soragen.pipeline.handover import Join, hand_over
 from soragen.pipeline.plan import Plan
+from soragen.pipeline.timeline import Given, Piece
 from soragen.request import Edit, Request
 from soragen.size import VideoSize
 from soragen.video.audio import Audio
@@ -31,7 +35,7 @@ def file_frames(plan: Plan, decoded: Iterator[Tensor], upscaler: Upscaler | None
     edit = plan.request.edit
     for piece in plan.timeline.pieces:
         if piece.source is None:
-            yield from made.frames(piece.first, piece.count)
+            yield from made.piece(piece)
         else:
             assert edit is not None
             yield from source_frames(edit, piece.source, plan.request.size)
@@ -48,6 +52,17 @@ def source_frames(edit: Edit, number: int, size: VideoSize) -> Iterator[Tensor]:
         yield chunk[:, : size.height, : size.width]
 
 
+def source_frame(plan: Plan, given: Given, number: int, height: int, width: int) -> Tensor:
+    """Frame `number` of a given source [height, width, 3] in 0..1, as the file has it where it has that source."""
+    edit, size = plan.request.edit, plan.request.size
+    assert edit is not None
+    source = edit.sources[given.source]
+    sides = {} if plan.has_source_pieces and not given.source else {"width": width, "height": height}
+    number = min(number, source.num_frames - 1)
+    _, chunks = read_video(source.path, fps=size.fps, fit=edit.fit, first=number, count=1, **sides)
+    return torch.cat(list(chunks))[0, :height, :width].float() / 255
+
+
 class _Made:
     """The frames of the timeline, which come once and in order."""
 
@@ -58,21 +73,47 @@ class _Made:
         self.waiting: Tensor | None = None
         self.next = 0
 
+    def piece(self, piece: Piece) -> Iterator[Tensor]:
+        """Chunks uint8 [t, H, W, 3] of a piece; beside given frames that the file has from a source, it is joined."""
+        timeline, end = self.plan.timeline, piece.first + piece.count
+        outside = [given for given in timeline.given if not timeline.shows(given.start)]
+        before = next((given for given in outside if given.start + given.count == piece.first), None)
+        after = next((given for given in outside if given.start >= end), None)
+        chunks = self.frames(piece.first, piece.count)
+        if before is not None or after is not None:
+            chunks = hand_over(
+                chunks,
+                None if before is None else self.join(before, piece.first - 1),
+                None if after is None else partial(self.join, after, after.start),
+                float(self.plan.request.size.fps),
+            )
+        while True:
+            with self.clock.timed("decode"):
+                chunk = next(chunks, None)
+                frames = None if chunk is None else to_uint8(chunk)
+            if frames is None:
+                return
+            yield frames
+
+    def join(self, given: Given, number: int) -> Join:
+        """Frame `number` of the timeline, which is a given one, as it is decoded and as it came."""
+        decoded = next(self.frames(number, 1))[0]
+        source = source_frame(self.plan, given, given.first + number - given.start, *decoded.shape[:2])
+        return Join(decoded, source.to(decoded))
+
     def frames(self, first: int, count: int) -> Iterator[Tensor]:
-        """Frames first .. first + count; those before them are passed over."""
+        """Frames first .. first + count as floats in 0..1; those before them are passed over."""
         end = first + count
         while self.next < end:
-            with self.clock.timed("decode"):
-                chunk = self.waiting if self.waiting is not None else next(self.chunks, None)
-                if chunk is None:
-                    return  # `write_video` tells how many are missing
-                taken = chunk[: end - self.next]
-                self.waiting = chunk[len(taken) :] if len(taken) < len(chunk) else None
-                shown = taken[max(0, first - self.next) :]
-                self.next += len(taken)
-                frames = to_uint8(self._sized(shown)) if len(shown) else None
-            if frames is not None:
-                yield frames
+            chunk = self.waiting if self.waiting is not None else next(self.chunks, None)
+            if chunk is None:
+                return  # `write_video` tells how many are missing
+            taken = chunk[: end - self.next]
+            self.waiting = chunk[len(taken) :] if len(taken) < len(chunk) else None
+            shown = taken[max(0, first - self.next) :]
+            self.next += len(taken)
+            if len(shown):
+                yield self._sized(shown)
 
     def _sized(self, frames: Tensor) -> Tensor:
         size = self.plan.request.size

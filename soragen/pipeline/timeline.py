@@ -57,6 +57,10 @@ class Timeline:
     num_cyclic: int = 0
     grows_backward: bool = False
 
+    def shows(self, frame: int) -> bool:
+        """Whether frame number `frame` of the timeline is in the file, as the VAE gives it back."""
+        return any(p.source is None and p.first <= frame < p.first + p.count for p in self.pieces)
+
     @property
     def has_given_end(self) -> bool:
         return self.num_cyclic > 0 or (not self.grows_backward and any(given.start > 0 for given in self.given))

@@ -38,7 +38,9 @@ def vae() -> PocketVae:
 @pytest.fixture(scope="module")
 def transformer() -> PocketTransformer:
     transformer = PocketTransformer(
-        TransformerConfig(latent_channels=6, width=64, num_layers=2, num_heads=2, text_width=24)
+        TransformerConfig(
+            latent_channels=6, width=64, num_layers=2, num_heads=2, text_width=24, head_width=16, head_layers=2
+        )
     )
     randomise(transformer)
     return transformer.eval()
@@ -145,7 +147,9 @@ def test_positions_know_frame_rate_and_aspect() -> None:
 def test_a_new_network_is_the_linear_guess() -> None:
     """adaLN-Zero: before training the estimate is the best linear one, whatever the text."""
     network = PocketTransformer(
-        TransformerConfig(latent_channels=6, width=64, num_layers=2, num_heads=2, text_width=24)
+        TransformerConfig(
+            latent_channels=6, width=64, num_layers=2, num_heads=2, text_width=24, head_width=16, head_layers=2
+        )
     )
     network.init_weights()
     grid = lay_grid(VideoSize(32, 32, 5, Fraction(12)), COMPRESSION)

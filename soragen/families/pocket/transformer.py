@@ -43,6 +43,8 @@ class TransformerConfig:
     """One step of the rotary time axis: a latent frame of four at twelve frames a second."""
     head_width: int = 0
     """Channels of the convolutions behind the transformer; 0 for none."""
+    head_layers: int = 0
+    """Residual blocks among them."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 8:
@@ -174,10 +176,34 @@ class Block(nn.Module):
         return x + gate2 * self.feed_forward(y)
 
 
+class HeadBlock(nn.Module):
+    """A latent beside its neighbours in the frame, in time, and in the frame again; zero at the start."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.head_width
+        self.modulation = nn.Linear(config.width, 2 * width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.mix = nn.Linear(3 * width, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [B*T, D', H, W]; condition [B, T, 1, D]."""
+        scale, shift = self.modulation(condition).flatten(0, 2)[..., None, None].chunk(2, dim=1)
+        y = F.group_norm(x, 1) * (1 + scale) + shift
+        y = F.silu(self.conv1(y)).movedim(1, -1).unflatten(0, condition.shape[:2])  # [B, T, H, W, D']
+        before, after = torch.cat([y[:, :1], y[:, :-1]], dim=1), torch.cat([y[:, 1:], y[:, -1:]], dim=1)
+        y = F.silu(self.mix(torch.cat([y, before, after], dim=-1))).flatten(0, 1).movedim(-1, 1)
+        return x + self.conv2(y)
+
+
 class LocalHead(nn.Module):
     """Convolutions that see a latent beside its neighbours, and add to the estimate what joins them.
 
     Patches are answered one by one; without these their borders show (Bao et al. 2023, U-ViT, end with one, too).
+    What an edge looks like is a matter of few latents, and of the frames beside; convolutions learn it sooner.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -185,6 +211,7 @@ class LocalHead(nn.Module):
         c, width = config.latent_channels, config.head_width
         self.conv_in = nn.Conv2d(2 * c, width, 3, padding=1)
         self.modulation = nn.Linear(config.width, 2 * width)
+        self.blocks = nn.ModuleList(HeadBlock(config) for _ in range(config.head_layers))
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, c, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
@@ -193,9 +220,11 @@ class LocalHead(nn.Module):
     def forward(self, noisy: Tensor, estimate: Tensor, condition: Tensor) -> Tensor:
         """What to add to `estimate`; it and `noisy` [B, C, T, H, W] of unit variance, condition [B, T, 1, D]."""
         frames = torch.cat([noisy, estimate], dim=1).transpose(1, 2)  #  [B, T, 2C, H, W]
-        x = frames.flatten(0, 1).to(self.conv_in.weight.dtype)
+        x = frames.flatten(0, 1).to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
         scale, shift = self.modulation(condition).flatten(0, 2)[..., None, None].chunk(2, dim=1)
         x = F.silu(self.conv_in(x) * (1 + scale) + shift)  #             [B*T, head_width, H, W]
+        for block in self.blocks:
+            x = block(x, condition)
         x = self.conv_out(F.silu(x + self.conv(x)))
         return x.unflatten(0, frames.shape[:2]).transpose(1, 2)
 

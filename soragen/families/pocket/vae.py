@@ -34,9 +34,9 @@ class VaeConfig:
     encoder_width: int = 128
     decoder_width: int = 160
     num_encoder_blocks: int = 2
-    num_decoder_blocks: int = 4
+    num_decoder_blocks: int = 6
     fine_width: int = 64
-    num_fine_blocks: int = 2
+    num_fine_blocks: int = 4
 
     @property
     def latent_channels(self) -> int:

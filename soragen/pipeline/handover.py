@@ -1,0 +1,74 @@
+"""Joins without a jump: what a VAE loses of a source's frame is handed over to the made frames beside it, and fades.
+
+The file holds the source's own frames, and next to them frames that a VAE has decoded, which are softer and a little
+off in colour. That step would be seen. The frame at the join exists twice, as it came and as the VAE gives it back;
+their difference is added to the made frames near it: whole beside the join, nothing `LENGTH` seconds away, and only
+where a made frame still shows what the frame at the join does, so that nothing is left behind by what moves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LENGTH = 1.0
+"""Seconds that the difference takes to fade."""
+MOST_FRAMES = 16
+"""That may be held back before a join: frames are large."""
+SAME = 0.1
+"""Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
+BLOCK = 8
+"""Pixels of a block's side."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """The frame at a join, [H, W, 3] in 0..1: as the VAE gives it back, and as it came."""
+
+    decoded: Tensor
+    source: Tensor
+
+    def applied(self, frame: Tensor, share: float) -> Tensor:
+        """`frame` [H, W, 3] in 0..1 and `share` (0..1) of the difference, where it shows what the join's frame does."""
+        change = (frame - self.decoded).permute(2, 0, 1)[None]  #        [1, 3, H, W]
+        height, width = frame.shape[:2]
+        blocks = F.adaptive_avg_pool2d(change, (math.ceil(height / BLOCK), math.ceil(width / BLOCK)))
+        blocks = F.max_pool2d(blocks.abs().amax(dim=1, keepdim=True), 3, 1, 1)
+        same = torch.exp(-((blocks / SAME) ** 2))
+        weight = share * F.interpolate(same, (height, width), mode="bilinear")[0, 0, :, :, None]
+        return (frame + weight * (self.source - self.decoded)).clamp(0, 1)
+
+
+def fade(distance: int, length: int) -> float:
+    """Share of the difference at `distance` >= 1 frames from the join: 1 beside it, 0 from length + 1 on."""
+    return max(0.0, 1 - (distance - 1) / length)
+
+
+def hand_over(
+    chunks: Iterable[Tensor], before: Join | None, after: Callable[[], Join] | None, fps: float
+) -> Iterator[Tensor]:
+    """Chunks [1, H, W, 3] of the made frames, of any chunks in 0..1: joined to what is before the first and after the
+    last of them.
+
+    after: called once all frames have come. At most MOST_FRAMES of them are held back for it.
+    """
+    length = max(1, min(MOST_FRAMES, round(LENGTH * fps)))
+    waiting: deque[Tensor] = deque()
+    for i, frame in enumerate(itertools.chain.from_iterable(chunks), start=1):
+        if before is not None and i <= length:
+            frame = before.applied(frame, fade(i, length))
+        waiting.append(frame)
+        while len(waiting) > (length if after is not None else 0):
+            yield waiting.popleft()[None]
+    if waiting and after is not None:
+        join = after()
+        while waiting:
+            yield join.applied(waiting[0], fade(len(waiting), length))[None]
+            waiting.popleft()

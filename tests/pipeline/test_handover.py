@@ -1,0 +1,77 @@
+"""Made frames beside those of a source: no step where nothing moves, nothing left behind where something does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from soragen.pipeline.handover import MOST_FRAMES, Join, fade, hand_over
+
+HEIGHT, WIDTH = 24, 40
+
+
+def soft() -> Tensor:
+    """A frame as a VAE gives it back."""
+    return torch.linspace(0.2, 0.6, WIDTH).expand(HEIGHT, WIDTH)[..., None].repeat(1, 1, 3)
+
+
+def sharp() -> Tensor:
+    """The same frame as it came: with texture, and a little redder."""
+    torch.manual_seed(0)
+    return soft() + 0.02 * torch.randn(HEIGHT, WIDTH, 1) + torch.tensor([0.02, 0.0, 0.0])
+
+
+def run(frames: list[Tensor], before: Join | None, after: Join | None, fps: float = 4) -> list[Tensor]:
+    chunks = torch.stack(frames).split([1, len(frames) - 1])
+    return list(torch.cat(list(hand_over(chunks, before, None if after is None else lambda: after, fps))))
+
+
+def test_a_still_scene_goes_on_as_it_came_and_fades_into_the_decoders_own() -> None:
+    made = run([soft()] * 6, Join(soft(), sharp()), None)
+    torch.testing.assert_close(made[0], sharp())
+    assert torch.equal(made[5], soft())
+    away = [float((frame - sharp()).abs().mean()) for frame in made]
+    assert away == sorted(away)
+
+
+def test_it_arrives_at_what_follows() -> None:
+    made = run([soft()] * 7, None, Join(soft(), sharp()))
+    torch.testing.assert_close(made[-1], sharp())
+    assert torch.equal(made[0], soft())
+    assert len(made) == 7
+
+
+def test_both_ends_of_a_short_passage() -> None:
+    made = run([soft()] * 2, Join(soft(), sharp()), Join(soft(), sharp()), fps=30)
+    assert len(made) == 2
+    assert float((made[0] - sharp()).abs().max()) < 0.2
+
+
+def test_what_moves_away_leaves_nothing_behind() -> None:
+    """The right half shows something else in the made frames: there they stay as they are."""
+    other = soft()
+    other[:, WIDTH // 2 :] = 0.95
+    made = run([other] * 2, Join(soft(), sharp()), None)
+    assert float((made[0] - other)[:, WIDTH // 2 + 16 :].abs().max()) < 1e-3
+    torch.testing.assert_close(made[0][:, : WIDTH // 2 - 16], sharp()[:, : WIDTH // 2 - 16], atol=1e-3, rtol=0)
+
+
+def test_few_frames_wait_for_the_end() -> None:
+    taken = 0
+
+    def stream() -> object:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield soft()[None]
+
+    joined = hand_over(stream(), None, lambda: Join(soft(), sharp()), 60)  # type: ignore[arg-type]
+    next(joined)
+    assert taken == MOST_FRAMES + 1
+
+
+@pytest.mark.parametrize("length", [1, 4, 16])
+def test_the_fade_is_whole_at_the_join_and_ends(length: int) -> None:
+    assert fade(1, length) == 1
+    assert fade(length + 1, length) == 0
