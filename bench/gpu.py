@@ -33,7 +33,7 @@ from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.guidance import guided
 from soragen.diffusion.schedule import NoiseLevel
 from soragen.errors import SoragenError
-from soragen.families import load_family
+from soragen.families import family_of
 from soragen.families.ltx_video.transformer import LtxTransformer
 from soragen.families.ltx_video.transformer import TransformerConfig as LtxConfig
 from soragen.families.ltx_video.vae import DECODE_NOISE_SCALE, DECODE_TIMESTEP, LtxVae
@@ -120,7 +120,7 @@ class Bench:
         ):
             (configs / part).mkdir(parents=True)
             (configs / part / "config.json").write_text(json.dumps(config))
-        family = load_family(find(case.name).family)
+        family = family_of(find(case.name))
         size = VideoSize(case.width, case.height, case.num_frames, Fraction(case.fps))
         if self.scale is not None:
             size = VideoSize(96, 64, 17, Fraction(case.fps))

@@ -29,7 +29,7 @@ from page import HEAD, SHARE, Bar, Scores, put, table
 from torch import Tensor
 
 from soragen.catalog import checkpoint_folder, find
-from soragen.families import load_family
+from soragen.families import family_of
 from soragen.models.family import Vae
 from soragen.pipeline import edits, run
 from soragen.request import Request
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page to put the table into")
     options = parser.parse_args(arguments)
     checkpoint = find(options.model)
-    family, weights = load_family(checkpoint.family), checkpoint_folder(checkpoint)
+    family, weights = family_of(checkpoint), checkpoint_folder(checkpoint)
     vae = family.load_vae(weights, torch.device("cpu"), torch.float32)
     probe = load_probe(options.run) if (options.run / "probe" / "model.safetensors").exists() else None
     clips = (held_out(options.run, options.count) if options.count else []) + made()

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from soragen.catalog import EMBEDDED, Checkpoint, catalog, checkpoint_folder, packaged_catalog
 from soragen.diffusion.grid import lay_grid
-from soragen.families import load_family
+from soragen.families import family_of
 from soragen.models.device import DTYPES
 from soragen.models.family import Work
 from soragen.models.weights import weight_files
@@ -57,10 +57,10 @@ not run here.
 TWO_PASSES = """\
 ## Larger than it was trained on
 
-From a prompt alone, a video beyond {area} times the trained area is made in two passes: all steps at two thirds of the
-sides, the latents at twice of those, then {steps} steps more at timesteps {timesteps}; the frames are scaled to the
-size asked for. That takes `{file}`, which `models pull` fetches, too; in a folder of your own it is
-`latent_upsampler/`. A plan says so in a line. With given frames, or without that part, such a video is rendered at the
+A video beyond {area} times the trained area is made in two passes: all steps at two thirds of the sides, the latents at
+twice of those, then {steps} steps more at timesteps {timesteps}; the frames are scaled to the size asked for. Given
+frames are encoded for each pass at its size. That takes `{file}`, which `models pull` fetches, too; in a folder of your
+own it is `latent_upsampler/`. A plan says so in a line. A restyled video, or one without that part, is rendered at the
 trained area and enlarged; `--direct` renders it at once.
 """
 
@@ -69,7 +69,25 @@ def lora(repository: str, *files: str) -> str:
     return FOUR_STEPS.format(repository=repository, files="\n".join(f"- `{file}`" for file in files))
 
 
+SPARSE = """\
+## Sparse attention
+
+It was distilled with [video sparse attention](https://arxiv.org/abs/2505.13389). Tokens are cut into blocks of 4x4x4
+neighbours, and each block looks at a fifth of the blocks: those that its mean and theirs say matter most. What the
+means find among themselves is added through gates, which are weights of this model alone. `weights.toml` says so
+(`config`), as the published `config.json` does not; a folder of your own without the published `model_index.json`
+takes a `soragen.json` with `{"like": "fastwan2.1-t2v-1.3b"}`.
+
+It is written in torch alone: the chosen blocks are copied together and then attended to, for a few blocks at a time.
+That saves operations, and time on a processor; on a graphics card, for which there is no kernel here, it was not timed
+and full attention may be as fast. `--attention sage` has no part in it.
+
+FastVideo gives 61 frames of 832x448 as the size of this model, and makes 81 frames of 832x480 with it, too. Where it
+says timesteps 757 and 522, its code takes the nearest of its shifted noise levels, .7568 and .5217.
+"""
+
 NOTES = {
+    "fastwan2.1-t2v-1.3b": SPARSE,
     "wan2.1-t2v-14b": lora("lightx2v/Wan2.1-Distill-Loras", "wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors"),
     "wan2.1-i2v-14b-480p": lora("lightx2v/Wan2.1-Distill-Loras", "wan2.1_i2v_lora_rank64_lightx2v_4step.safetensors"),
     "wan2.2-t2v-a14b": lora(
@@ -207,7 +225,7 @@ def memory(checkpoint: Checkpoint) -> str:
 
 
 def work_of(checkpoint: Checkpoint) -> Work:
-    family, native = load_family(checkpoint.family), checkpoint.native
+    family, native = family_of(checkpoint), checkpoint.native
     size = VideoSize(native.width, native.height, native.num_frames, native.fps)
     with tempfile.TemporaryDirectory() as temporary:
         if checkpoint.source == EMBEDDED:
@@ -241,13 +259,15 @@ def evidence(checkpoint: Checkpoint) -> str:
             "Everything: it was trained, measured and looked at on a computer without a graphics card "
             "([its model card](../../training/README.md), [what was measured](../bench.md))."
         )
-    few = checkpoint.defaults.schedule == "listed"
+    few, tests = checkpoint.defaults.schedule == "listed", f"`tests/families/{checkpoint.family}/`"
+    gates = ", but for the gates of its attention, which they lack" if checkpoint.config else ""
+    alike = "find what a plain loop over blocks finds" if checkpoint.config else "make the same latents"
     return wrapped(
         "Not the published weights: this project has not run them yet, and has timed nothing on a graphics card. "
         "The tests hold that the networks built from its configs have the names and shapes of diffusers' and "
-        "transformers' (`tests/test_catalog_published.py`)"
+        f"transformers'{gates} (`tests/test_catalog_published.py`)"
         + (", that its steps and their noise are those of diffusers' scheduler" if few else "")
-        + f", and that small random networks of its kind make the same latents (`tests/families/{checkpoint.family}/`)."
+        + f", and that small random networks of its kind {alike} ({tests})."
     )
 
 

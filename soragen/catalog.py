@@ -178,6 +178,7 @@ class Checkpoint:
     parts: those with a licence or a source of their own.
     signature: values of config files that tell the checkpoint from others with the same transformer_class, by component
     and key: "transformer.num_layers".
+    config: values that the published config files lack and the networks cannot be built without, by component and key.
     download_bytes: about, where `files` does not say.
     files: empty when they are not known in advance (a folder of the user's own).
     """
@@ -196,6 +197,7 @@ class Checkpoint:
     file: str = ""
     parts: tuple[Part, ...] = ()
     signature: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     download_bytes: int = 0
     files: tuple[File, ...] = ()
 

@@ -87,6 +87,8 @@ CLIP: Config = {
 }  # fmt: skip
 
 WAN_1_3B = wan(1_418_996_800, 12, 8960, 30, (16, 16))
+# The same config.json. What it lacks, and with it 30 gates of 1536 x 1536 and 1536 numbers, weights.toml says.
+WAN_1_3B_SPARSE = Network(WAN_1_3B.config, WAN_1_3B.num_weights + 30 * (1536 * 1536 + 1536))
 WAN_5B = wan(4_999_787_712, 24, 14336, 30, (48, 48))
 WAN_14B = wan(14_288_491_584, 40, 13824, 40, (16, 16))
 WAN_14B_IMAGE = wan(16_394_878_784, 40, 13824, 40, (36, 16), image_dim=1280, added_kv_proj_dim=5120)
@@ -119,6 +121,7 @@ PUBLISHED: dict[str, dict[str, Network]] = {
     "wan2.1-flf2v-14b-720p": {"transformer": WAN_14B_ENDS, **WAN_IMAGE_ENCODERS},
     "wan2.2-ti2v-5b": {"transformer": WAN_5B, **WAN_5B_ENCODERS},
     "fastwan2.2-ti2v-5b": {"transformer": WAN_5B, **WAN_5B_ENCODERS},
+    "fastwan2.1-t2v-1.3b": {"transformer": WAN_1_3B_SPARSE, **WAN_ENCODERS},
     "wan2.2-t2v-a14b": {"transformer": WAN_14B, "transformer_2": WAN_14B, **WAN_ENCODERS},
     "wan2.2-i2v-a14b": {"transformer": WAN_14B_CHANNELS, "transformer_2": WAN_14B_CHANNELS, **WAN_ENCODERS},
     "ltx-video-0.9.0": {"transformer": LTX_2B, "vae": Network(LTX_VAE_090, 419_193_649), **T5},
@@ -136,6 +139,7 @@ INDEXES: dict[str, Config] = {
     "wan2.2-t2v-a14b": {"boundary_ratio": 0.875},
     "wan2.2-i2v-a14b": {"boundary_ratio": 0.9},
     "fastwan2.2-ti2v-5b": {"_class_name": "WanDMDPipeline"},
+    "fastwan2.1-t2v-1.3b": {"_class_name": "WanDMDPipeline"},
 }
 """What model_index.json says beside the names of the parts."""
 

@@ -38,6 +38,8 @@ def batch(
     lora_partial: options.LoraPartial = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
+    attention: options.Attention = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     no_metadata: options.NoMetadata = False,
@@ -63,7 +65,7 @@ def batch(
     defaults = {
         "model": model, "negative": negative, "size": size, "seconds": seconds, "frames": frames, "fps": fps,
         "seed": seed, "steps": steps, "guidance": guidance, "shift": shift, "solver": solver,
-        "lora": lora or None, "lora_partial": lora_partial or None,
+        "lora": lora or None, "lora_partial": lora_partial or None, "quantize": quantize, "attention": attention,
     }  # fmt: skip
     reports = []
 

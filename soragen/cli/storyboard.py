@@ -16,9 +16,9 @@ def storyboard(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A .toml file. For all shots: size, fps, model, seed, steps, guidance, negative, shift, solver. Then "
-            "a table [[shot]] for each: prompt, seconds or frames, seed, negative, guidance; continued = true goes on "
-            "from the last frames of the shot before.",
+            help="A .toml file. For all shots: size, fps, model, seed, steps, guidance, negative, shift, solver, lora, "
+            "lora_partial, quantize, attention. Then a table [[shot]] for each: prompt, seconds or frames, seed, "
+            "negative, guidance; continued = true goes on from the last frames of the shot before.",
             show_default=False,
         ),
     ],
@@ -30,8 +30,12 @@ def storyboard(
         typer.Option("--seed", metavar="N", help="Of the first shot, instead of FILE's; each one has the next."),
     ] = None,
     lossless: options.Lossless = False,
+    lora: options.Lora = None,
+    lora_partial: options.LoraPartial = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
+    attention: options.Attention = None,
     overwrite: options.Overwrite = False,
     no_metadata: options.NoMetadata = False,
     strict: options.Strict = False,
@@ -42,16 +46,20 @@ def storyboard(
 ) -> None:
     """Make one video of several shots, each with its own prompt, cut or continued into each other.
 
-    Shots that are made are kept until the video is in place: the same command goes on where it stopped.
+    Options hold for all shots, instead of what FILE says. Shots that are made are kept until the video is in place: the
+    same command goes on where it stopped.
     """
     began = time.monotonic()
     from soragen.pipeline.events import Note
     from soragen.pipeline.storyboard import read_storyboard
     from soragen.video.naming import next_free
 
+    instead = {
+        "lora": lora or None, "lora_partial": lora_partial or None, "quantize": quantize, "attention": attention,
+    }  # fmt: skip
     path = file or next_free(Path(source.stem + options.video_suffix(lossless)))
     with output.Talk(quiet=quiet) as talk:
-        board = read_storyboard(source, path, seed=seed, odd_sides=lossless, listen=talk.listen)
+        board = read_storyboard(source, path, seed=seed, instead=instead, odd_sides=lossless, listen=talk.listen)
         from soragen.pipeline.report import result_report
         from soragen.pipeline.shots import make_storyboard, plan_shots
 

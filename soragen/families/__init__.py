@@ -5,7 +5,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from soragen.models.family import Family
+from soragen.catalog import Checkpoint
+from soragen.errors import InputError
+from soragen.models.family import ConfiguredFamily, Family
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family of a checkpoint, which knows what the checkpoint's config files lack. Raises InputError."""
+    family = load_family(checkpoint.family)
+    if not checkpoint.config:
+        return family
+    if not isinstance(family, ConfiguredFamily):
+        raise InputError(f"config of {checkpoint.name}: models of {checkpoint.family} take none", "leave it out")
+    return family.with_config(checkpoint.config)
 
 
 def load_family(name: str) -> Family:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,15 +15,18 @@ from soragen.models.weights import read_json, some
 Config = TypeVar("Config")
 
 
-def read_config(path: Path, config: type[Config]) -> Config:
+def read_config(path: Path, config: type[Config], absent: Mapping[str, Any] | None = None) -> Config:
     """The dataclass `config` filled from the JSON file at `path`, or from config.json in the folder `path`.
 
     Keys that start with "_" (`_class_name`, `_diffusers_version`) say who wrote the file and are passed over; every
     other key must be a field and hold its type, and every field without a default must be there. JSON lists become
     tuples. Raises WeightsError naming the file and the keys.
+
+    absent: values of keys that the file does not have.
     """
     file = path / "config.json" if path.is_dir() else path
     values = {key: value for key, value in read_json(file).items() if not key.startswith("_")}
+    values = {**(absent or {}), **values}
     fields = {field.name: field for field in dataclasses.fields(config) if field.init}  # type: ignore[arg-type]
     unknown = [key for key in values if key not in fields]
     missing = [

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -164,6 +164,18 @@ class Family(Protocol):
     def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> Vae: ...
 
     def work(self, folder: Path, grid: Grid) -> Work: ...
+
+
+@runtime_checkable
+class ConfiguredFamily(Family, Protocol):
+    """A family with checkpoints whose published config files do not say all that is built; the list of models does."""
+
+    def with_config(self, config: Mapping[str, Any]) -> Family:
+        """The family for a checkpoint whose files lack `config`: see `soragen.catalog.Checkpoint.config`.
+
+        Raises InputError for a key that is not known.
+        """
+        ...
 
 
 @runtime_checkable

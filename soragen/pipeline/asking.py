@@ -11,7 +11,10 @@ from soragen.pipeline.events import Listener
 from soragen.pipeline.resolve import resolve
 from soragen.request import Request
 
-MODEL_KEYS = ("seed", "steps", "guidance", "negative", "shift", "solver", "model", "lora", "lora_partial")
+MODEL_KEYS = (
+    "seed", "steps", "guidance", "negative", "shift", "solver", "model", "lora", "lora_partial", "quantize",
+    "attention",
+)  # fmt: skip
 NEEDED = {
     "generate": ("prompt",),
     "image": ("prompt",),

@@ -1,5 +1,7 @@
 """A list of requests: all prompts encoded, then all denoised, then all decoded, each network loaded once for all.
 
+Lines whose weights are stored otherwise (`quantize`) have networks of their own up to the decoding.
+
 Between the phases everything is on disk, so that memory does not grow with the list and a process that is killed loses
 what it was working on and no more. `journal.py` knows what is done, and the list itself is never touched.
 """
@@ -170,6 +172,8 @@ class Batch:
         else:
             files = [file.parent for file in files_of(values.get("lora", ()))]
             request = with_loras(with_sources(known.request, sources_in(values)), files)
+            # The journal says nothing of one that is exact: it makes the same video.
+            request = replace(request, attention=values.get("attention", "sdpa").lower())
         plan = make_plan(request, find(request.checkpoint), self.options.device, self.options.dtype)
         if known is None:
             output = self._output(values, request)
@@ -208,21 +212,27 @@ class Batch:
         return free
 
     def _make(self, jobs: Sequence[Job], made: Callable[[run.Result], None]) -> None:
-        """All phases of the jobs of one checkpoint. Its transformer is loaded anew for other LoRAs."""
+        """All phases of the jobs of one checkpoint."""
         first = jobs[0].plan
         with jobs[0].clock.timed("load"):
             self.listen(Stage("load", first.checkpoint.name))
             run.verify_small_files(first)
         if new := [job for job in jobs if job.latents is None]:
-            with contexts_beside(self.source) as contexts:
-                encoded = self._encode(new, contexts)
-                free(first)
-                read = self._read(encoded, contexts)
-                for loras in dict.fromkeys(job.plan.request.loras for job in read):
-                    self._denoise([job for job in read if job.plan.request.loras == loras], contexts)
-                    free(first)
+            for kind in dict.fromkeys(job.plan.request.quantize for job in new):
+                self._make_latents([job for job in new if job.plan.request.quantize == kind])
         self._decode([job for job in jobs if job.latents is not None], made)
         free(first)
+
+    def _make_latents(self, jobs: Sequence[Job]) -> None:
+        """The phases before decoding, of jobs with weights stored alike. Other LoRAs load the transformer anew."""
+        first = jobs[0].plan
+        with contexts_beside(self.source) as contexts:
+            encoded = self._encode(jobs, contexts)
+            free(first)
+            read = self._read(encoded, contexts)
+            for loras in dict.fromkeys(job.plan.request.loras for job in read):
+                self._denoise([job for job in read if job.plan.request.loras == loras], contexts)
+                free(first)
 
     def _encode(self, jobs: Sequence[Job], contexts: Contexts) -> list[Job]:
         """The jobs whose prompts are in `contexts` now."""

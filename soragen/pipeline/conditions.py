@@ -60,12 +60,14 @@ class Conditions:
 
     known: of the whole timeline, latents [1, C, T, H, W] and mask [T]; None where nothing is known in its place.
     keyframes: beside the latents of the whole timeline. image: see `ImageCondition`. note: a line for the user, or "".
+    first: the same frames at the size of the first of two passes; None where there is one, or nothing is given.
     """
 
     known: KnownFrames | None
     keyframes: tuple[Keyframe, ...] = ()
     image: ImageCondition | None = None
     note: str = ""
+    first: Conditions | None = None
 
 
 def needed(checkpoint: Checkpoint, clips: Sequence[Clip | Given]) -> None:

@@ -36,6 +36,8 @@ class Contexts:
 
     def write_given(self, key: str, conditions: Conditions, source: Tensor | None) -> None:
         """What the job `key` is given besides words. One that is given nothing leaves no file."""
+        if conditions.first is not None:
+            self.write_given(f"{key}-first", conditions.first, None)
         tensors: dict[str, Tensor] = {} if source is None else {"source": source}
         facts: dict[str, str] = {}
         if (known := conditions.known) is not None:
@@ -63,7 +65,8 @@ class Contexts:
             image = ImageCondition(tensors["channels"], tensors.get("tokens"))
         frames = [int(name.removeprefix("keyframe ")) for name in tensors if name.startswith("keyframe ")]
         keyframes = tuple(Keyframe(tensors[f"keyframe {frame}"], frame) for frame in sorted(frames))
-        return Conditions(known, keyframes, image), tensors.get("source")
+        first = self.read_given(f"{key}-first", device)[0] if self._given(f"{key}-first").exists() else None
+        return Conditions(known, keyframes, image, first=first), tensors.get("source")
 
     def _given(self, key: str) -> Path:
         return self.folder / f"given-{key}.safetensors"

@@ -16,7 +16,7 @@ from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.sampler import num_forwards
 from soragen.diffusion.schedule import Schedule, make_schedule
 from soragen.diffusion.windows import Window, lay_windows, lay_windows_backward, lay_windows_between
-from soragen.families import load_family
+from soragen.families import family_of
 from soragen.models.attention import check_attention
 from soragen.models.device import DTYPES, pick_device, pick_dtype
 from soragen.models.family import Family, ImageFamily, UpscalerFamily
@@ -200,7 +200,7 @@ class Plan(Footprint):
 
 def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None) -> Plan:
     """The plan, or the one line that says why there is none. Raises WeightsError, InputError, ResourceError."""
-    folder, family, defaults = checkpoint_folder(checkpoint), load_family(checkpoint.family), checkpoint.defaults
+    folder, family, defaults = checkpoint_folder(checkpoint), family_of(checkpoint), checkpoint.defaults
     machine = pick_machine(checkpoint, device, dtype)
     if request.quantize is not None:
         check_quantize(request.quantize, machine.device, machine.transformer)

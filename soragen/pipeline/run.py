@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from soragen import __version__
 from soragen.catalog import catalog, find
 from soragen.errors import InputError, OutputError
-from soragen.families import load_family
+from soragen.families import family_of
 from soragen.leftovers import leftover
 from soragen.models.attention import attention
 from soragen.models.device import free_memory
@@ -170,17 +171,20 @@ def encode_given(plan: Plan, clock: Clock) -> tuple[Conditions, Tensor | None]:
         return Conditions(None), None
     check_sources(plan.request)
     with clock.stage("read", "given frames"):
-        source = None
-        if plan.timeline.from_source:
-            vae = load_vae(plan)
-            source = encode_source(plan, vae).cpu()
-            del vae
-            gc.collect()
-            free_memory(plan.machine.device)
-        conditions = read_conditions(
-            plan.checkpoint, plan.folder, load_family(plan.checkpoint.family), read_clips(plan), plan.grid,
-            load_vae=lambda: load_vae(plan), device=plan.machine.device, dtype=plan.machine.vae,
+        vae = cache(lambda: load_vae(plan))  # once for both passes, and only where latents are needed
+        source = encode_source(plan, vae()).cpu() if plan.timeline.from_source else None
+        *first, conditions = (
+            read_conditions(
+                plan.checkpoint, plan.folder, family_of(plan.checkpoint), read_clips(each), each.grid,
+                load_vae=vae, device=plan.machine.device, dtype=plan.machine.vae,
+            )
+            for each in plan.passes
         )  # fmt: skip
+        del vae
+        gc.collect()
+        free_memory(plan.machine.device)
+    if first:
+        conditions = replace(conditions, first=first[0])
     if conditions.note:
         clock.listen(Note(conditions.note))
     return conditions, source
@@ -206,7 +210,8 @@ def denoise_all(
                 source = second_pass.upsample(each, latents)
         detail = f"{each.num_steps} steps, {each.window_grid.num_tokens} tokens"
         with clock.stage("denoise", detail), attention(plan.request.attention):
-            latents = denoise_windows(each, context, negative, conditions, source, transformer, clock.listen)
+            here = conditions.first if each is plan.first and conditions.first is not None else conditions
+            latents = denoise_windows(each, context, negative, here, source, transformer, clock.listen)
     keep_speed(plan.kind, plan.work.transformer_flops, plan.flops, clock.seconds["denoise"] - before)
     del transformer
     gc.collect()
@@ -293,7 +298,7 @@ def decode_to_file(
 
 
 def load_text_encoder(plan: Plan) -> TextEncoder:
-    return load_family(plan.checkpoint.family).load_text_encoder(
+    return family_of(plan.checkpoint).load_text_encoder(
         plan.folder,
         plan.machine.device,
         plan.machine.text_encoder,
@@ -303,7 +308,7 @@ def load_text_encoder(plan: Plan) -> TextEncoder:
 
 
 def load_transformer(plan: Plan) -> Transformer:
-    return load_family(plan.checkpoint.family).load_transformer(
+    return family_of(plan.checkpoint).load_transformer(
         plan.folder,
         plan.machine.device,
         plan.machine.transformer,
@@ -314,7 +319,7 @@ def load_transformer(plan: Plan) -> Transformer:
 
 
 def load_vae(plan: Plan) -> Vae:
-    vae = load_family(plan.checkpoint.family).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
+    vae = family_of(plan.checkpoint).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
     return _in_tiles(vae, plan)
 
 
@@ -324,7 +329,7 @@ def _in_tiles(vae: Vae, plan: Plan) -> Vae:
 
 
 def load_upscaler(plan: Plan) -> Upscaler | None:
-    family = load_family(plan.checkpoint.family)
+    family = family_of(plan.checkpoint)
     if plan.upscale_factor == 1 or not isinstance(family, UpscalerFamily):
         return None
     return family.load_upscaler(plan.folder, plan.machine.device, plan.machine.vae)

@@ -2,6 +2,10 @@
 
 Forms are made at a size that the checkpoint was trained on, and detail is added to them at a larger one; the frames are
 scaled to the size asked for as they are written. For checkpoints with a latent upsampler, as LTX-Video since 0.9.7.
+
+Given frames are known to both passes: they are read and encoded at the size of each, as the authors' pipeline does
+(`LTXMultiScalePipeline` in Lightricks/LTX-Video hands its conditioning items to both). What the upsampler makes of them
+is never seen: in the second pass, too, they are clean and in their place, or keyframes, from its first step on.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from torch import Tensor
 from soragen.catalog import Checkpoint
 from soragen.diffusion.grid import Grid
 from soragen.diffusion.schedule import listed
-from soragen.families import load_family
+from soragen.families import family_of
 from soragen.models.device import free_memory
 from soragen.models.family import LatentUpsamplerFamily
 from soragen.request import Request
@@ -35,13 +39,15 @@ DOUBLED = 2
 def first_sides(request: Request, checkpoint: Checkpoint, folder: Path) -> tuple[int, int] | None:
     """Width and height of the first of two passes; None where the video is made in one.
 
-    Two are for more pixels than the checkpoint was trained on. Given frames are taken in one pass.
+    Two are for more pixels than the checkpoint was trained on. A video is restyled in one: the second would begin with
+    more noise than a small `strength` asks for.
     """
-    size, native = request.size, checkpoint.native
+    size, native, edit = request.size, checkpoint.native, request.edit
+    is_restyled = edit is not None and edit.verb == "restyle"
     is_large = size.area > native.width * native.height and not native.knows_area(size.area)
-    if request.direct or request.edit is not None or not checkpoint.defaults.second_pass or not is_large:
+    if request.direct or is_restyled or not checkpoint.defaults.second_pass or not is_large:
         return None
-    family = load_family(checkpoint.family)
+    family = family_of(checkpoint)
     if not isinstance(family, LatentUpsamplerFamily) or not family.has_latent_upsampler(folder):
         return None
     return native.rendered(round(size.width * FIRST), round(size.height * FIRST))
@@ -49,7 +55,7 @@ def first_sides(request: Request, checkpoint: Checkpoint, folder: Path) -> tuple
 
 def with_second_pass(first: Plan) -> Plan:
     """The plan of the pass after `first`: from its upsampled latents, at twice its sides."""
-    family = load_family(first.checkpoint.family)
+    family = family_of(first.checkpoint)
     assert isinstance(family, LatentUpsamplerFamily)
     window_grid = doubled(first.window_grid)
     return replace(
@@ -72,7 +78,7 @@ def doubled(grid: Grid) -> Grid:
 
 def upsample(plan: Plan, latents: Tensor) -> Tensor:
     """Latents [1, C, T, 2H, 2W] of those of the first pass, window by window; on the CPU. The network is gone then."""
-    family, machine = load_family(plan.checkpoint.family), plan.machine
+    family, machine = family_of(plan.checkpoint), plan.machine
     assert isinstance(family, LatentUpsamplerFamily)
     network = family.load_latent_upsampler(plan.folder, machine.device, machine.vae)
     larger = torch.empty(plan.latent_shape)

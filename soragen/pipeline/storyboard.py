@@ -6,6 +6,7 @@ No torch: nothing is made here, `shots.py` does that.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from soragen.request import Edit, Request, Source
 from soragen.size import VideoSize
 from soragen.tables import read_toml
 
-FOR_ALL = ("size", "fps", "model", "seed", "steps", "guidance", "negative", "shift", "solver")
+FOR_ALL = (
+    "size", "fps", "model", "seed", "steps", "guidance", "negative", "shift", "solver", "lora", "lora_partial",
+    "quantize", "attention",
+)  # fmt: skip
 """What a storyboard may say for all shots."""
 OF_ONE = ("prompt", "seconds", "frames", "seed", "negative", "guidance", "continued")
 """What it may say of one."""
@@ -60,18 +64,26 @@ def _file(output: Path, number: int) -> Path:
 
 
 def read_storyboard(
-    path: Path, output: Path, *, seed: int | None = None, odd_sides: bool = False, listen: Listener
+    path: Path,
+    output: Path,
+    *,
+    seed: int | None = None,
+    instead: Mapping[str, Any] | None = None,
+    odd_sides: bool = False,
+    listen: Listener,
 ) -> Storyboard:
     """The shots of a TOML file, every default filled in. Raises InputError.
 
     seed: instead of what the file says for all shots; where neither says one, that of the run which was not finished,
-    or else a new one. odd_sides: the video can hold them.
+    or else a new one. instead: of what the file says for all shots, too, by the names in `FOR_ALL`; None leaves it.
+    odd_sides: the video can hold them.
     """
     table = read_toml(path)
     shots = table.pop("shot", None)
     if not isinstance(shots, list) or not shots or not all(isinstance(shot, dict) for shot in shots):
         raise InputError(f"{path} has no shot", 'write each as a table: [[shot]], and below it prompt = "a red ball"')
     for_all = _checked(table, FOR_ALL, str(path))
+    for_all |= {key: value for key, value in (instead or {}).items() if value is not None}
     said = for_all.pop("seed", None)
     first = seed if seed is not None else said if said is not None else _drawn(folder_of(output))
     requests: list[Request] = []

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from footage import film, read
+from safetensors.torch import save_file
 
 from soragen.errors import InputError, NumericalError
+from soragen.families import load_family
 from soragen.pipeline import run
 from soragen.pipeline.events import Event, Note
 from soragen.pipeline.latents import load_latents
@@ -70,6 +72,21 @@ def test_what_a_file_says(board: Any) -> None:
     assert notes == [Note("shot 1: 0.7 s at 12 fps becomes 8 frames, 0.666667 s")]
 
 
+def test_what_holds_for_all_shots_is_said_in_the_file_or_instead_of_it(board: Any) -> None:
+    for name in ("style", "light"):
+        Path(f"{name}.safetensors").write_bytes(b"of any content")
+    head = HEAD + 'quantize = "int8"\nattention = "flash3"\nlora = ["style.safetensors:0.5", "light.safetensors"]\n'
+    for shot in board(head=head).shots:
+        assert (shot.quantize, shot.attention) == ("int8", "flash3")
+        assert [lora.spelled for lora in shot.loras] == ["style.safetensors:0.5", "light.safetensors"]
+    instead = {"quantize": "fp8", "attention": None, "lora": ["light.safetensors:2"], "lora_partial": True}
+    for shot in board(head=head, instead=instead).shots:
+        assert (shot.quantize, shot.attention) == ("fp8", "flash3")
+        assert [(lora.spelled, lora.partial) for lora in shot.loras] == [("light.safetensors:2", True)]
+    with pytest.raises(InputError, match="shot 1 has an unknown key 'quantize'"):
+        board('[[shot]]\nprompt = "a"\nquantize = "int8"\n')
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -99,7 +116,16 @@ def test_what_is_wrong_is_said_with_the_number_of_the_shot(text: str, words: str
 
 @pytest.mark.parametrize(
     ("head", "words"),
-    [('sise = "64x64"\n', "unknown key 'sise'"), ("steps = true\n", "steps True is not"), ("size = 64\n", "not text")],
+    [
+        ('sise = "64x64"\n', "unknown key 'sise'"),
+        ("steps = true\n", "steps True is not"),
+        ("size = 64\n", "not text"),
+        ("quantize = 8\n", "quantize 8 is not text"),
+        ('quantize = "int4"\n', "no --quantize named 'int4'"),
+        ('attention = "xformers"\n', "no --attention named 'xformers'"),
+        ("lora = [1]\n", "is not text, or a list of texts"),
+        ('lora = "none.safetensors"\n', "--lora none.safetensors is not a file"),
+    ],
 )
 def test_what_is_wrong_for_all_shots(head: str, words: str, board: Any) -> None:
     with pytest.raises(InputError, match=words):
@@ -220,6 +246,22 @@ def test_on_the_command_line(board: Any, cli: Any, tiny: Path, home: Path) -> No
     assert read_recipe(Path("film-2.mp4")) is None
     ended = cli("replay", "film.mp4")
     assert ended.code == 2 and "film.mp4 is joined of several shots" in ended.err
+
+
+def test_a_lora_and_other_weights_on_the_command_line(board: Any, cli: Any, tiny: Path, home: Path) -> None:
+    rows, columns = load_family("pocket").lora_targets(tiny)[""].shapes["summary.weight"]
+    save_file({"transformer.summary.lora_A.weight": torch.ones(1, columns),
+               "transformer.summary.lora_B.weight": torch.ones(rows, 1)}, "style.safetensors")  # fmt: skip
+    board('[[shot]]\nprompt = "a"\nframes = 5\n[[shot]]\nprompt = "b"\nframes = 5\n')
+    ended = cli("storyboard", "film.toml", "--lora", "style.safetensors:2", "--lora", "style.safetensors")
+    assert ended.code == 0 and "shot 2: LoRA style.safetensors at 2: applied 1 of 1" in ended.err, ended.err
+    shots = (read_recipe(Path("film.mp4")) or {})["storyboard"]
+    assert [[lora["scale"] for lora in shot["loras"]] for shot in shots] == [[2, 1], [2, 1]]
+    pytest.importorskip("torchao")
+    plans = json.loads(cli("storyboard", "film.toml", "--quantize", "int8", "--dry-run", "--json").out)
+    assert [plan["request"]["quantize"] for plan in plans] == ["int8", "int8"]
+    ended = cli("storyboard", "film.toml", "--attention", "sage")
+    assert ended.code == 2 and "shot 1: --attention sage needs sageattention" in ended.err
 
 
 def test_refused_before_anything_is_made(board: Any, cli: Any, home: Path, tiny: Path) -> None:

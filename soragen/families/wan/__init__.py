@@ -1,12 +1,14 @@
 """Wan 2.1 and 2.2: text to video in all published sizes, images to video, and the two experts of A14B.
 
 Which of these a checkpoint is, its config files say: strides and channels of its VAE, the channels its transformer
-takes beside the noisy latents, and `boundary_ratio` of model_index.json where there are two transformers.
+takes beside the noisy latents, and `boundary_ratio` of model_index.json where there are two transformers. Whether its
+attention is sparse, the list of models says: see `SPARSITY`.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,10 +18,11 @@ import torch
 from torch import Tensor
 
 from soragen.diffusion.grid import Compression, Grid
-from soragen.errors import WeightsError
+from soragen.errors import InputError, WeightsError
 from soragen.families.wan.experts import Experts
 from soragen.families.wan.images import check, check_count, join, see
 from soragen.families.wan.keys import TEXT_ENCODER, TRANSFORMER, configs, vae_naming
+from soragen.families.wan.sparse_attention import COPIES, PLACES, num_blocks, num_chosen
 from soragen.families.wan.text import MAX_LENGTH, WanTextEncoder
 from soragen.families.wan.transformer import KEEP_FLOAT32, TransformerConfig, WanTransformer
 from soragen.families.wan.vae import VaeConfig, WanVae
@@ -32,26 +35,51 @@ from soragen.models.offload import Residence, load_network
 from soragen.models.text_encoder import PromptEncoder
 from soragen.models.weights import Change, load_module, read_json
 
+SPARSITY = "transformer.sparsity"
+"""What the files of checkpoints that were distilled with sparse attention do not say."""
+
 
 class Wan:
-    """See `soragen.models.family.ImageFamily` and `soragen.models.keys.ReadsSingleFiles`."""
+    """See `soragen.models.family.ImageFamily` and `soragen.models.keys.ReadsSingleFiles`.
+
+    absent: what the config.json of the transformers does not say.
+    """
 
     text_encoder: Mapping[str, Any] = TEXT_ENCODER
 
+    def __init__(self, absent: Mapping[str, Any] | None = None) -> None:
+        self.absent = absent or {}
+
+    def with_config(self, config: Mapping[str, Any]) -> Wan:
+        """See `soragen.models.family.ConfiguredFamily`."""
+        if unknown := config.keys() - {SPARSITY}:
+            raise InputError(f"config has {', '.join(sorted(unknown))}, which no Wan model lacks", f"known: {SPARSITY}")
+        return Wan({key.removeprefix("transformer."): value for key, value in config.items()})
+
+    def read(self, folder: Path, part: str = "transformer") -> TransformerConfig:
+        return read_config(folder / part, TransformerConfig, self.absent)
+
     def compression(self, folder: Path) -> Compression:
-        patch_size = read_config(folder / "transformer", TransformerConfig).patch_size
+        patch_size = self.read(folder).patch_size
         return Compression(stride=read_config(folder / "vae", VaeConfig).stride, patch_size=patch_size)
 
     def latent_channels(self, folder: Path) -> int:
         return read_config(folder / "vae", VaeConfig).z_dim
 
     def work(self, folder: Path, grid: Grid) -> Work:
-        c, v = read_config(folder / "transformer", TransformerConfig), read_config(folder / "vae", VaeConfig)
+        c, v = self.read(folder), read_config(folder / "vae", VaeConfig)
         n = grid.num_tokens
         matrices = 6 * c.width**2 + 2 * c.width * c.ffn_dim  # qkv and out, query and out, feed-forward
-        flops = c.num_layers * (2 * n * matrices + 4 * n * (n + MAX_LENGTH) * c.width)
+        pairs, held = n * n, 5.0  # queries with keys; what attention holds of a token, in widths
+        if c.sparsity is not None:
+            blocks = num_blocks(grid.token_shape)
+            matrices += c.width**2  # the gate
+            pairs = PLACES**2 * blocks * num_chosen(grid.token_shape, c.sparsity) + blocks**2
+            held = (5 + 2 * COPIES) * PLACES * blocks / n  # in blocks: queries, keys, values, gates, and what comes out
+        flops = c.num_layers * (2 * n * matrices + 4 * (pairs + n * MAX_LENGTH) * c.width)
         words = c.num_layers * 2 * 2 * MAX_LENGTH * c.width  # keys and values, of the prompt and of the negative one
-        widest = 4 * c.width + max(5 * c.width, 2 * c.ffn_dim)  # of a token: the residual stream, norms, and one layer
+        # Of a token: the residual stream, norms, and one layer.
+        widest = 4 * c.width + math.ceil(max(held * c.width, 2 * c.ffn_dim))
         # Measured: the finest level holds fifteen times its output, a chunk of one latent frame.
         finest = v.stride[0] * (v.decoder_base_dim or v.base_dim) * grid.height * grid.width // v.patch**2
         return Work(flops, 4 * (n * widest + words), 4 * 15 * finest)
@@ -80,7 +108,7 @@ class Wan:
         parts = {"": "transformer"}
         if boundary_ratio(folder) is not None:
             parts = {"high": "transformer", "low": "transformer_2"}
-        configs = {name: read_config(folder / part, TransformerConfig) for name, part in parts.items()}
+        configs = {name: self.read(folder, part) for name, part in parts.items()}
         targets = {config: Targets.of(partial(WanTransformer, config), TRANSFORMER) for config in configs.values()}
         return {name: targets[config] for name, config in configs.items()}
 
@@ -94,11 +122,15 @@ class Wan:
         quantize: str | None = None,
     ) -> WanTransformer | Experts:
         boundary = boundary_ratio(folder)
-        load = partial(transformer_loader, device=device, dtype=dtype, residence=residence, quantize=quantize)
+
+        def load(part: str, change: str) -> Callable[[], WanTransformer]:
+            return transformer_loader(
+                folder / part, self.read(folder, part), device, dtype, residence, changes.get(change), quantize
+            )
+
         if boundary is None:
-            return load(folder / "transformer", change=changes.get(""))()
-        high = load(folder / "transformer", change=changes.get("high"))
-        return Experts(high, load(folder / "transformer_2", change=changes.get("low")), boundary)
+            return load("transformer", "")()
+        return Experts(load("transformer", "high"), load("transformer_2", "low"), boundary)
 
     def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> WanVae:
         config = read_config(folder / "vae", VaeConfig)
@@ -109,16 +141,16 @@ class Wan:
         return configs(shapes)
 
     def takes_images(self, folder: Path) -> bool:
-        return read_config(folder / "transformer", TransformerConfig).in_channels > self.latent_channels(folder)
+        return self.read(folder).in_channels > self.latent_channels(folder)
 
     def check_images(self, folder: Path, num_images: int) -> None:
-        check_count(read_config(folder / "transformer", TransformerConfig), num_images)
+        check_count(self.read(folder), num_images)
 
     def read_images(
         self, folder: Path, images: Mapping[int, Tensor], grid: Grid, device: torch.device, dtype: torch.dtype
     ) -> ImageCondition:
         check(images, grid)
-        config = read_config(folder / "transformer", TransformerConfig)
+        config = self.read(folder)
         check_count(config, len(images))
         tokens = see(folder, config, images, device, dtype)
         channels = join(self.load_vae(folder, device, dtype), images, grid)
@@ -129,6 +161,7 @@ class Wan:
 
 def transformer_loader(
     folder: Path,
+    config: TransformerConfig,
     device: torch.device,
     dtype: torch.dtype,
     residence: Residence,
@@ -138,7 +171,6 @@ def transformer_loader(
     """Loads the transformer in `folder` when it is called."""
 
     def load() -> WanTransformer:
-        config = read_config(folder, TransformerConfig)
         return load_network(
             lambda: WanTransformer(config),
             folder,

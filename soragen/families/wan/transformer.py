@@ -3,8 +3,9 @@
 Latents are cut into patches, one token each. Every block lets all tokens attend to each other (rotary positions in
 time, height and width), then to the prompt, and is steered by the timestep: six vectors (shift, scale and gate of each
 half) that a small network makes once for all blocks, to which each block adds a table of its own. What comes out is the
-flow's velocity. Sources: Wan team, "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv:2503.20314) and
-the published code; the numbers agree with diffusers' `WanTransformer3DModel` (a test).
+flow's velocity. Some checkpoints were distilled with sparse attention among tokens, and have gates for it. Sources:
+Wan team, "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv:2503.20314) and the published code; the
+numbers agree with diffusers' `WanTransformer3DModel` (a test).
 
 Residual sums, norms and modulation are computed in float32, whatever the type of the weights.
 
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 
 from soragen.diffusion.grid import Grid, patchify, unpatchify
 from soragen.diffusion.schedule import NoiseLevel
-from soragen.errors import InputError
+from soragen.errors import InputError, WeightsError
+from soragen.families.wan.sparse_attention import TokenShape, attend_sparsely
 from soragen.models.attention import attend
 from soragen.models.family import Context, Denoiser, ImageCondition
 
@@ -45,6 +47,8 @@ class TransformerConfig:
     image_dim, added_kv_proj_dim: widths of the image tokens of the 2.1 image-to-video checkpoints, before and after
     their projection. pos_embed_seq_len: how many there are where their places are learned (first and last frame).
     rope_max_seq_len: the length of the tables in the published code; here they are as long as the video.
+    sparsity: 0..1, of the sparse attention that a checkpoint was distilled with; None is full attention, without gates.
+    No published file says it: weights.toml does (`soragen.catalog.Checkpoint.config`).
     """
 
     num_attention_heads: int
@@ -63,6 +67,11 @@ class TransformerConfig:
     added_kv_proj_dim: int | None = None
     rope_max_seq_len: int = 1024
     pos_embed_seq_len: int | None = None
+    sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise WeightsError(f"sparsity is {self.sparsity}", "it is the share of blocks left out: 0 or more, below 1")
 
     @property
     def width(self) -> int:
@@ -89,6 +98,25 @@ class SelfAttention(nn.Module):
         v = self.split_heads(self.to_v(x))
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.to_out[0](y.transpose(1, 2).flatten(2))  #            [B, N, D]
+
+
+class SparseSelfAttention(SelfAttention):
+    """See `sparse_attention`."""
+
+    def __init__(self, config: TransformerConfig, sparsity: float) -> None:
+        super().__init__(config)
+        self.sparsity = sparsity
+
+    def forward(self, x: Tensor, rotary: Rotary, gate: Tensor, token_shape: TokenShape) -> Tensor:  # type: ignore[override]
+        y = attend_sparsely(
+            rotate(self.split_heads(self.norm_q(self.to_q(x))), rotary),
+            rotate(self.split_heads(self.norm_k(self.to_k(x))), rotary),
+            self.split_heads(self.to_v(x)),
+            self.split_heads(gate),
+            token_shape,
+            self.sparsity,
+        )
+        return self.to_out[0](y.flatten(2))  #                            [B, N, D]
 
 
 class CrossAttention(SelfAttention):
@@ -141,16 +169,23 @@ class Block(nn.Module):
         super().__init__()
         self.eps = config.eps
         self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, config.width))
-        self.attn1 = SelfAttention(config)
+        self.sparse = config.sparsity is not None
+        if config.sparsity is None:
+            self.attn1 = SelfAttention(config)
+        else:
+            self.attn1 = SparseSelfAttention(config, config.sparsity)
+            self.to_gate_compress = nn.Linear(config.width, config.width)  # beside `attn1`, where it is published
         self.norm2 = nn.LayerNorm(config.width, eps=config.eps) if config.cross_attn_norm else nn.Identity()
         self.attn2 = CrossAttention(config)
         self.ffn = FeedForward(config.width, config.ffn_dim, config.width, "tanh")
 
-    def forward(self, x: Tensor, modulation: Tensor, rotary: Rotary, words: Words) -> Tensor:
-        """x [B, t, S, D]; modulation [B or 1, t or 1, S or 1, 6, D] in float32."""
+    def forward(self, x: Tensor, modulation: Tensor, rotary: Rotary, words: Words, token_shape: TokenShape) -> Tensor:
+        """x [B, t, S, D]; modulation [B or 1, t or 1, S or 1, 6, D] in float32; token_shape (t, h, w)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.scale_shift_table).unbind(dim=-2)
         y = (norm(x, self.eps) * (1 + scale1) + shift1).type_as(x)
-        y = self.attn1(y.flatten(1, 2), rotary).view_as(x)
+        y = y.flatten(1, 2)
+        more = (self.to_gate_compress(y), token_shape) if self.sparse else ()
+        y = self.attn1(y, rotary, *more).view_as(x)
         x = (x.float() + y * gate1).type_as(x)
         y = self.norm2(x.float()).type_as(x)
         x = x + self.attn2(y.flatten(1, 2), words).view_as(x)
@@ -240,7 +275,7 @@ class WanTransformer(nn.Module):
         time, modulation = self.condition_embedder.embed_time(timesteps)
         time, modulation = time[rows], modulation[rows]  #                [.., .., .., 1, D], [.., .., .., 6, D]
         for block, words_of_block in zip(self.blocks, words, strict=True):
-            x = block(x, modulation, rotary, words_of_block)
+            x = block(x, modulation, rotary, words_of_block, (t, h, w))
 
         shift, scale = (time + self.scale_shift_table).unbind(dim=-2)
         x = self.proj_out((norm(x, c.eps) * (1 + scale) + shift).type_as(x))
