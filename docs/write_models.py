@@ -80,7 +80,7 @@ takes a `soragen.json` with `{"like": "fastwan2.1-t2v-1.3b"}`.
 
 It is written in torch alone: the chosen blocks are copied together and then attended to, for a few blocks at a time.
 That saves operations, and time on a processor; on a graphics card, for which there is no kernel here, it was not timed
-and full attention may be as fast. `--attention sage` has no part in it.
+and full attention may be as fast. `--attention sage` has no part in it and is refused.
 
 FastVideo gives 61 frames of 832x448 as the size of this model, and makes 81 frames of 832x480 with it, too. Where it
 says timesteps 757 and 522, its code takes the nearest of its shifted noise levels, .7568 and .5217.

@@ -177,6 +177,10 @@ class ConfiguredFamily(Family, Protocol):
         """
         ...
 
+    def takes_attention(self, name: str) -> bool:
+        """Whether attention of this name (`soragen.request.ATTENTIONS`) has a part in what is computed."""
+        ...
+
 
 @runtime_checkable
 class ImageFamily(Family, Protocol):

@@ -16,10 +16,11 @@ from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.sampler import num_forwards
 from soragen.diffusion.schedule import Schedule, make_schedule
 from soragen.diffusion.windows import Window, lay_windows, lay_windows_backward, lay_windows_between
+from soragen.errors import InputError
 from soragen.families import family_of
 from soragen.models.attention import check_attention
 from soragen.models.device import DTYPES, pick_device, pick_dtype
-from soragen.models.family import Family, ImageFamily, UpscalerFamily
+from soragen.models.family import ConfiguredFamily, Family, ImageFamily, UpscalerFamily
 from soragen.models.quantize import check_quantize
 from soragen.pipeline import second_pass
 from soragen.pipeline.conditions import needed, repeats_of
@@ -204,6 +205,9 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
     machine = pick_machine(checkpoint, device, dtype)
     if request.quantize is not None:
         check_quantize(request.quantize, machine.device, machine.transformer)
+    if isinstance(family, ConfiguredFamily) and not family.takes_attention(request.attention):
+        words = f"{checkpoint.name} has an attention of its own: --attention {request.attention} has no part in it"
+        raise InputError(words, "leave it out")
     check_attention(request.attention, machine.device, machine.transformer)
     size, compression = request.size, family.compression(folder)
     timeline = lay_timeline(request, room_of(checkpoint, compression))

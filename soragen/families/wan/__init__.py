@@ -34,6 +34,7 @@ from soragen.models.lora import Targets
 from soragen.models.offload import Residence, load_network
 from soragen.models.text_encoder import PromptEncoder
 from soragen.models.weights import Change, load_module, read_json
+from soragen.request import ATTENTIONS
 
 SPARSITY = "transformer.sparsity"
 """What the files of checkpoints that were distilled with sparse attention do not say."""
@@ -54,10 +55,15 @@ class Wan:
         """See `soragen.models.family.ConfiguredFamily`."""
         if unknown := config.keys() - {SPARSITY}:
             raise InputError(f"config has {', '.join(sorted(unknown))}, which no Wan model lacks", f"known: {SPARSITY}")
-        return Wan({key.removeprefix("transformer."): value for key, value in config.items()})
+        return Wan(config)
+
+    def takes_attention(self, name: str) -> bool:
+        """See `soragen.models.family.ConfiguredFamily`. Sparse attention leaves out keys; the 8-bit kernel sees all."""
+        return ATTENTIONS[name] or SPARSITY not in self.absent
 
     def read(self, folder: Path, part: str = "transformer") -> TransformerConfig:
-        return read_config(folder / part, TransformerConfig, self.absent)
+        absent = {key.removeprefix("transformer."): value for key, value in self.absent.items()}
+        return read_config(folder / part, TransformerConfig, absent)
 
     def compression(self, folder: Path) -> Compression:
         patch_size = self.read(folder).patch_size

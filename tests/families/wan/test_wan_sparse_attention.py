@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,8 @@ def test_from_a_sentence_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         shapes.append(arguments[4])
         return attend_sparsely(*arguments)
 
+    with pytest.raises(InputError, match="attention of its own: --attention sage"):
+        make_plan(replace(request, attention="sage"), find(str(folder)), "cpu")
     monkeypatch.setattr(transformer, "attend_sparsely", looked)
     pipeline.generate(request, tmp_path / "a.mp4", device="cpu", listen=lambda _: None)
     facts = video_facts(tmp_path / "a.mp4")
