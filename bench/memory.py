@@ -29,6 +29,7 @@ from soragen.families.wan.transformer import TransformerConfig, WanTransformer
 from soragen.models.device import DTYPES, peak_memory
 from soragen.models.family import Context
 from soragen.models.offload import Residence, load_network, measure
+from soragen.models.quantize import quantiser
 from soragen.size import VideoSize
 
 MARGIN = 350_000_000
@@ -51,14 +52,16 @@ def write(folder: Path, num_layers: int) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def child(folder: Path, num_layers: int, residence: str, dtype: str) -> None:
+def child(folder: Path, num_layers: int, residence: str, dtype: str, quantize: str) -> None:
     """Loads, runs two steps where that is float32, and prints what it took."""
     torch.set_num_threads(1)
     made = config(num_layers)
+    if quantize:
+        quantiser(quantize)(torch.randn(64, 64).to(DTYPES[dtype]))  # all that is imported is no part of loading
     before, began = peak_memory(), time.perf_counter()
     network = load_network(
         lambda: WanTransformer(made), folder, residence=Residence(residence), blocks="blocks",
-        device=torch.device("cpu"), dtype=DTYPES[dtype],
+        device=torch.device("cpu"), dtype=DTYPES[dtype], quantize=quantize or None,
     )  # fmt: skip
     loaded, seconds, digest = peak_memory(), time.perf_counter() - began, ""
     if dtype == "float32":
@@ -78,7 +81,7 @@ def child(folder: Path, num_layers: int, residence: str, dtype: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--child", nargs=3, metavar=("FOLDER", "RESIDENCE", "DTYPE"))
+    parser.add_argument("--child", nargs=4, metavar=("FOLDER", "RESIDENCE", "DTYPE", "QUANTIZE"))
     options = parser.parse_args()
     if options.child:
         child(Path(options.child[0]), options.layers, *options.child[1:])
@@ -91,17 +94,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write(Path(name), options.layers)
         sizes = measure(Path(name))
-        for residence, dtype in (("resident", "bfloat16"), ("resident", "float32"), ("mapped", "float32")):
-            arguments = [__file__, "--layers", str(options.layers), "--child", name, residence, dtype]
+        for residence, dtype, quantize in (
+            ("resident", "bfloat16", ""),
+            ("resident", "bfloat16", "int8"),
+            ("resident", "bfloat16", "fp8"),
+            ("resident", "float32", ""),
+            ("mapped", "float32", ""),
+        ):
+            kind = quantize or dtype
+            arguments = [__file__, "--layers", str(options.layers), "--child", name, residence, dtype, quantize]
             found = json.loads(run(arguments, {}).out)
-            weights = (sizes.blocks + sizes.rest) * DTYPES[dtype].itemsize
+            width = DTYPES[dtype].itemsize
+            weights = sizes.blocks * (1 if quantize else width) + sizes.rest * width
             beside = found["load"] - (weights if residence == "resident" else sizes.rest * 4)
             steps = (f"{found['run'] / 1e6:.0f}", f"{found['seconds']:.2f}") if found["digest"] else ("", "")
-            cells = [residence, dtype, *(f"{value / 1e6:.0f}" for value in (weights, found["load"], beside)), *steps]
+            cells = [
+                residence,
+                quantize or dtype,
+                *(f"{value / 1e6:.0f}" for value in (weights, found["load"], beside)),
+                *steps,
+            ]
             print("| " + " | ".join(cells) + " |")
             digests |= {found["digest"]} - {""}
             if beside > MARGIN:
-                sys.exit(f"{residence} {dtype}: {beside / 1e6:.0f} MB beside the weights, {MARGIN / 1e6:.0f} at most")
+                sys.exit(
+                    f"{residence} {quantize or dtype}: {beside / 1e6:.0f} MB beside the weights, {MARGIN / 1e6:.0f} at most"
+                )
     if len(digests) != 1:
         sys.exit("streamed and resident steps differ")
 

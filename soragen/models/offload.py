@@ -98,7 +98,7 @@ def load_network(
     if quantize is not None:
         if residence is not Residence.RESIDENT:
             raise InputError("blocks that come one at a time are not quantised", "leave --quantize out")
-        tensors = quantised(network, blocks, weights.read(weights.stored, device), quantize)
+        tensors = quantised(network, blocks, weights.read(weights.stored, device, views=False), quantize)
         network.load_state_dict(dict(tensors), strict=True, assign=True)
         return ready(network)
     away = (f"{blocks}.", *([f"{table}."] if table else []))

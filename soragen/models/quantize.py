@@ -8,7 +8,9 @@ keep their type: they are small, and steer everything. docs/precision.md has how
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -56,9 +58,22 @@ def quantised(
         if isinstance(module, nn.Linear)
     }
     for name, tensor in tensors:
-        loaded = quantise(tensor) if name in matrices else tensor
+        loaded = quantise(tensor) if name in matrices else tensor.clone()  # no view keeps the file mapped
         del tensor  # before the next one is read
+        if loaded.device.type == "cpu":
+            _give_back()
         yield name, loaded
+
+
+def _give_back() -> None:
+    """Memory that is free between what is kept goes back to the system, where the C library can do that.
+
+    On a processor, rounding takes several times a matrix for a moment, and what is kept of it lies in between.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        if trim is not None:
+            trim(0)
 
 
 def quantiser(kind: str) -> Callable[[Tensor], nn.Parameter]:

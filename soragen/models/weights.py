@@ -59,11 +59,13 @@ class Weights:
         *,
         check: bool = True,
         into: Mapping[str, Tensor] | None = None,
+        views: bool = True,
     ) -> Iterator[tuple[str, Tensor]]:
         """Each of these tensors in its type on `device`; where it fits as it is stored, a view of the mapped file.
 
         check: whether values that are not finite raise WeightsError. into: memory for each of them, of its type, shape
-        and device, to be written instead.
+        and device, to be written instead. views: whether what is given may be kept; else it is only looked at, and the
+        file is not mapped for longer than it must be.
         """
         path, file, copied = None, None, 0
         for name in sorted(names, key=lambda name: self.stored[name][0]):
@@ -81,7 +83,7 @@ class Weights:
             if check and not is_finite(tensor):
                 raise WeightsError(f"{where}: {key} holds values that are not finite in {tensor.dtype}", NOT_THESE)
             tensor = tensor.to(device)
-            copied += tensor.nbytes if tensor.data_ptr() != source else 0
+            copied += tensor.nbytes if tensor.data_ptr() != source or not views else 0
             yield name, tensor
             del tensor
 
