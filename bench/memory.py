@@ -108,18 +108,12 @@ def main() -> None:
             weights = sizes.blocks * (1 if quantize else width) + sizes.rest * width
             beside = found["load"] - (weights if residence == "resident" else sizes.rest * 4)
             steps = (f"{found['run'] / 1e6:.0f}", f"{found['seconds']:.2f}") if found["digest"] else ("", "")
-            cells = [
-                residence,
-                quantize or dtype,
-                *(f"{value / 1e6:.0f}" for value in (weights, found["load"], beside)),
-                *steps,
-            ]
+            megabytes = (f"{value / 1e6:.0f}" for value in (weights, found["load"], beside))
+            cells = [residence, kind, *megabytes, *steps]
             print("| " + " | ".join(cells) + " |")
             digests |= {found["digest"]} - {""}
             if beside > MARGIN:
-                sys.exit(
-                    f"{residence} {quantize or dtype}: {beside / 1e6:.0f} MB beside the weights, {MARGIN / 1e6:.0f} at most"
-                )
+                sys.exit(f"{residence} {kind}: {beside / 1e6:.0f} MB beside the weights, {MARGIN / 1e6:.0f} at most")
     if len(digests) != 1:
         sys.exit("streamed and resident steps differ")
 

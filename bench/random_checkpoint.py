@@ -25,7 +25,7 @@ SHIFT = 3.0
 
 @dataclass(frozen=True)
 class Scale:
-    """How thin. vae_divisor: of the channels of the VAE's levels. vae_layers: the most residual blocks of a level."""
+    """How thin. vae_divisor: of the channels of the VAE's levels, a power of 2. vae_layers: the most residual blocks of a level."""
 
     heads: int
     head_dim: int
@@ -39,7 +39,7 @@ class Scale:
 
 TINY = Scale(2, 32, 2, 32, 2, 64, 16, 1)
 SMALL = Scale(4, 128, 6, 512, 6, 32128, 4, 9)
-MIDDLE = Scale(6, 128, 12, 768, 12, 32128, 3, 9)
+MIDDLE = Scale(6, 128, 12, 768, 12, 32128, 4, 9)
 
 
 def transformer_config(name: str, scale: Scale | None = None) -> dict[str, Any]:
