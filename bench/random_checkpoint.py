@@ -25,7 +25,8 @@ SHIFT = 3.0
 
 @dataclass(frozen=True)
 class Scale:
-    """How thin. vae_divisor: of the channels of the VAE's levels, a power of 2. vae_layers: the most residual blocks of a level."""
+    """How thin. vae_divisor: of the channels of the VAE's levels, a power of 2. vae_layers: the most residual blocks of
+    a level."""
 
     heads: int
     head_dim: int
