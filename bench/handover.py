@@ -35,7 +35,7 @@ def steps(frames: Tensor, vae: Vae) -> tuple[float, float, float]:
     usual = max(1e-4, float(frames.diff(dim=0).abs().mean(dim=(1, 2, 3)).median()))
     decoded = torch.cat(list(vae.decode(vae.encode([frames]))))
     join = Join(decoded[HALF - 1], frames[HALF - 1])
-    joined = torch.cat(list(hand_over([decoded[HALF:]], join, None, FPS)))
+    joined = torch.cat(list(hand_over([decoded[HALF:]], lambda: join, None, FPS)))
     halves = (frames[HALF:], decoded[HALF:], joined)
     cut, plain, handed = (step(torch.cat([frames[:HALF], half]), HALF, usual) for half in halves)
     return cut, plain, handed

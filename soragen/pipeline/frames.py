@@ -83,7 +83,7 @@ class _Made:
         if before is not None or after is not None:
             chunks = hand_over(
                 chunks,
-                None if before is None else self.join(before, piece.first - 1),
+                None if before is None else partial(self.join, before, piece.first - 1),
                 None if after is None else partial(self.join, after, after.start),
                 float(self.plan.request.size.fps),
             )

@@ -52,23 +52,25 @@ def fade(distance: int, length: int) -> float:
 
 
 def hand_over(
-    chunks: Iterable[Tensor], before: Join | None, after: Callable[[], Join] | None, fps: float
+    chunks: Iterable[Tensor], before: Callable[[], Join] | None, after: Callable[[], Join] | None, fps: float
 ) -> Iterator[Tensor]:
     """Chunks [1, H, W, 3] of the made frames, of any chunks in 0..1: joined to what is before the first and after the
     last of them.
 
-    after: called once all frames have come. At most MOST_FRAMES of them are held back for it.
+    before, after: called before the first frame is taken, and once all have come: the frames they need stand there in
+    the same stream. At most MOST_FRAMES are held back for the latter.
     """
     length = max(1, min(MOST_FRAMES, round(LENGTH * fps)))
+    first = before() if before is not None else None
     waiting: deque[Tensor] = deque()
     for i, frame in enumerate(itertools.chain.from_iterable(chunks), start=1):
-        if before is not None and i <= length:
-            frame = before.applied(frame, fade(i, length))
+        if first is not None and i <= length:
+            frame = first.applied(frame, fade(i, length))
         waiting.append(frame)
         while len(waiting) > (length if after is not None else 0):
             yield waiting.popleft()[None]
     if waiting and after is not None:
-        join = after()
+        last = after()
         while waiting:
-            yield join.applied(waiting[0], fade(len(waiting), length))[None]
-            waiting.popleft()
+            share = fade(len(waiting), length)
+            yield last.applied(waiting.popleft(), share)[None]

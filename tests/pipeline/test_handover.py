@@ -24,7 +24,8 @@ def sharp() -> Tensor:
 
 def run(frames: list[Tensor], before: Join | None, after: Join | None, fps: float = 4) -> list[Tensor]:
     chunks = torch.stack(frames).split([1, len(frames) - 1])
-    return list(torch.cat(list(hand_over(chunks, before, None if after is None else lambda: after, fps))))
+    joins = [None if join is None else lambda join=join: join for join in (before, after)]
+    return list(torch.cat(list(hand_over(chunks, *joins, fps))))
 
 
 def test_a_still_scene_goes_on_as_it_came_and_fades_into_the_decoders_own() -> None:
