@@ -1,7 +1,8 @@
 """Makes videos of prompts with the shipped command's own engine and lays them on one contact sheet.
 
-    python docs/pocket_sheet.py docs/pocket.png [--model FOLDER] [--gif docs/pocket.gif]
+    python docs/pocket_sheet.py docs/pocket.png [--model FOLDER] [--gif docs/pocket.gif] [--probe RUN]
 
+With `--probe` it also prints what the probe of a training run sees in each video; the probe is not told the prompt.
 One row a prompt: the seed is 0 for the first prompt, 1 for the second, and so on; no video is chosen or left out.
 """
 
@@ -18,6 +19,9 @@ from torch import Tensor
 from soragen.pipeline.resolve import resolve
 from soragen.pipeline.run import generate
 from soragen.video.read import read_video
+from training.probe import answers, load_probe
+from training.views import view
+from training.world.scene import ATTRIBUTES
 
 PROMPTS = Path(__file__).parents[1] / "training" / "prompts.txt"
 
@@ -27,6 +31,13 @@ def make_video(prompt: str, seed: int, model: str, size: str, steps: int | None,
     request = resolve(prompt, listen=lambda event: None, model=model, size=size, seed=seed, steps=steps)
     result = generate(request, folder / f"{seed}.mp4", listen=lambda event: None)
     return torch.cat(list(read_video(result.path)[1]))
+
+
+def seen(run: Path, video: Tensor) -> str:
+    """What the probe sees in frames uint8 [24 or 25, H, W, 3]; the last one is held where there are 24."""
+    held = torch.cat([video, video[-1:]])[:25]
+    (found,) = answers(load_probe(run), view(held[None])).tolist()
+    return ", ".join(values[i] for values, i in zip(ATTRIBUTES.values(), found, strict=True))
 
 
 def contact_sheet(videos: list[Tensor], prompts: list[str], num_frames: int, columns: int) -> Image.Image:
@@ -61,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sheet", type=Path)
     parser.add_argument("--gif", type=Path)
+    parser.add_argument("--probe", type=Path, metavar="RUN")
     parser.add_argument("--gif-rows", type=int, nargs="*", default=[0, 2, 3, 5, 6, 17])
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--size", default="128x128")
@@ -75,6 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
             make_video(prompt, seed, options.model, options.size, options.steps, Path(folder))
             for seed, prompt in enumerate(prompts)
         ]
+    if options.probe:
+        for prompt, video in zip(prompts, videos, strict=True):
+            print(f"{seen(options.probe, video)} | {prompt}")
     contact_sheet(videos, prompts, options.frames, options.columns).save(options.sheet, optimize=True)
     if options.gif:
         frames = preview([videos[row] for row in options.gif_rows], 3)

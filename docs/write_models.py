@@ -19,7 +19,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from soragen.catalog import EMBEDDED, Checkpoint, catalog, checkpoint_folder, packaged_catalog
+from soragen.catalog import catalog, checkpoint_folder, packaged_catalog
+from soragen.checkpoint import EMBEDDED, LORAS, Checkpoint
 from soragen.diffusion.grid import lay_grid
 from soragen.families import family_of
 from soragen.models.device import DTYPES
@@ -45,14 +46,9 @@ PROMPT, PROMPT_FOR_POCKET = '"a red fox runs through fresh snow"', '"a red ball 
 FOUR_STEPS = """\
 ## Four steps
 
-LightX2V publishes this model distilled to four steps without guidance, as a LoRA and as single files; none of its own
-repositories has the layout that `models pull` reads. Its LoRA is on `huggingface.co/{repository}`:
-
-{files}
-
-Its own settings are `--steps 4 --shift 5 --guidance 1 --solver renoise`: timesteps 1000, 750, 500 and 250 before the
-shift; each step guesses the clean video and mixes it with new noise. Look up its licence before you use it. It was
-not run here.
+LightX2V distilled this model to four steps without guidance, as a LoRA: each step guesses the clean video and mixes it
+with new noise, at the timesteps 1000, 750, 500 and 250 shifted by 5. `models pull` fetches the LoRA with the
+model{names}; files that `{base}` brought are used again. `--lora` adds others to it, `--steps` has no other value.
 """
 TWO_PASSES = """\
 ## Larger than it was trained on
@@ -63,10 +59,6 @@ frames are encoded for each pass at its size. That takes `{file}`, which `models
 own it is `latent_upsampler/`. A plan says so in a line. A restyled video, or one without that part, is rendered at the
 trained area and enlarged; `--direct` renders it at once.
 """
-
-
-def lora(repository: str, *files: str) -> str:
-    return FOUR_STEPS.format(repository=repository, files="\n".join(f"- `{file}`" for file in files))
 
 
 SPARSE = """\
@@ -88,18 +80,6 @@ says timesteps 757 and 522, its code takes the nearest of its shifted noise leve
 
 NOTES = {
     "fastwan2.1-t2v-1.3b": SPARSE,
-    "wan2.1-t2v-14b": lora("lightx2v/Wan2.1-Distill-Loras", "wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors"),
-    "wan2.1-i2v-14b-480p": lora("lightx2v/Wan2.1-Distill-Loras", "wan2.1_i2v_lora_rank64_lightx2v_4step.safetensors"),
-    "wan2.2-t2v-a14b": lora(
-        "lightx2v/Wan2.2-Distill-Loras",
-        "wan2.2_t2v_A14b_high_noise_lora_rank64_lightx2v_4step_1217.safetensors",
-        "wan2.2_t2v_A14b_low_noise_lora_rank64_lightx2v_4step_1217.safetensors",
-    ),
-    "wan2.2-i2v-a14b": lora(
-        "lightx2v/Wan2.2-Distill-Loras",
-        "wan2.2_i2v_A14b_high_noise_lora_rank64_lightx2v_4step_1022.safetensors",
-        "wan2.2_i2v_A14b_low_noise_lora_rank64_lightx2v_4step_1022.safetensors",
-    ),
 }
 
 
@@ -116,7 +96,7 @@ def page(checkpoint: Checkpoint) -> str:
     parts += ["## Memory", memory(checkpoint)]
     parts += ["## What was run", evidence(checkpoint)]
     parts += [NOTES[checkpoint.name].rstrip()] if checkpoint.name in NOTES else []
-    parts += two_passes(checkpoint)
+    parts += [*four_steps(checkpoint), *two_passes(checkpoint)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -149,6 +129,10 @@ def facts(checkpoint: Checkpoint) -> Iterator[list[str]]:
         commit = f", commit `{checkpoint.revision[:8]}`" if checkpoint.revision else ""
         file = f"`{checkpoint.file}` of " if checkpoint.file else ""
         yield ["source", f"{file}[{checkpoint.source}](https://huggingface.co/{checkpoint.source}){commit}"]
+    for part in checkpoint.loras:
+        commit = f", commit `{part.revision[:8]}`" if part.revision else ""
+        which = f"LoRA for {LORAS[part.folder]} noise" if LORAS[part.folder] else "LoRA"
+        yield [which, f"`{part.file}` of [{part.source}](https://huggingface.co/{part.source}){commit}"]
     yield ["to download", download(checkpoint)]
     longest = f", at most {native.max_num_frames} at once" if native.max_num_frames != native.num_frames else ""
     yield [
@@ -267,6 +251,7 @@ def evidence(checkpoint: Checkpoint) -> str:
         "The tests hold that the networks built from its configs have the names and shapes of diffusers' and "
         f"transformers'{gates} (`tests/test_catalog_published.py`)"
         + (", that its steps and their noise are those of diffusers' scheduler" if few else "")
+        + (", that such a LoRA changes them as PEFT would" if checkpoint.loras else "")
         + f", and that small random networks of its kind {alike} ({tests})."
     )
 
@@ -275,6 +260,15 @@ def measured(checkpoint: Checkpoint) -> str:
     if checkpoint.source == EMBEDDED:
         return "On a processor every part computes in float32; [what was measured](../bench.md) is there."
     return "They were not measured with these weights."
+
+
+def four_steps(checkpoint: Checkpoint) -> Iterator[str]:
+    if (other := f"{checkpoint.name}-4step") in catalog():
+        yield f"[{other}]({other}.md) is the same model in four steps."
+    if checkpoint.loras:
+        head, _, text = FOUR_STEPS.partition("\n\n")
+        names = ", one for each expert" if len(checkpoint.loras) > 1 else ""
+        yield f"{head}\n\n{wrapped(text.format(base=checkpoint.name.removesuffix('-4step'), names=names))}"
 
 
 def two_passes(checkpoint: Checkpoint) -> Iterator[str]:

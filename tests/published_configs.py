@@ -135,9 +135,13 @@ PUBLISHED: dict[str, dict[str, Network]] = {
     "ltx-video-13b-0.9.8-dev": {"transformer": LTX_13B, **LTX_SINCE_095},
     "ltx-video-0.9.8-distilled": {"transformer": LTX_2B, **LTX_SINCE_095},
 }
+for _name in ("wan2.1-t2v-14b", "wan2.1-i2v-14b-480p", "wan2.2-t2v-a14b", "wan2.2-i2v-a14b"):
+    PUBLISHED[f"{_name}-4step"] = PUBLISHED[_name]  # with a LoRA
 INDEXES: dict[str, Config] = {
     "wan2.2-t2v-a14b": {"boundary_ratio": 0.875},
     "wan2.2-i2v-a14b": {"boundary_ratio": 0.9},
+    "wan2.2-t2v-a14b-4step": {"boundary_ratio": 0.875},
+    "wan2.2-i2v-a14b-4step": {"boundary_ratio": 0.9},
     "fastwan2.2-ti2v-5b": {"_class_name": "WanDMDPipeline"},
     "fastwan2.1-t2v-1.3b": {"_class_name": "WanDMDPipeline"},
 }

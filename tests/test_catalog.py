@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from soragen.catalog import File, catalog, checkpoint_folder, find, measure_files, user_catalog
+from soragen.catalog import catalog, checkpoint_folder, find, measure_files, user_catalog
 from soragen.errors import InputError, WeightsError
+from soragen.installed import File
 
 WAN = """
 ["wan-1.3b"]
@@ -216,7 +217,7 @@ def test_a_table_may_be_like_another(own: Path) -> None:
 
 
 def test_names_are_those_of_the_engine() -> None:
-    from soragen.catalog import SCHEDULES, SOLVERS
+    from soragen.checkpoint import SCHEDULES, SOLVERS
     from soragen.diffusion import schedule, solver
 
     assert set(SOLVERS) == set(solver.SOLVERS)

@@ -16,7 +16,8 @@ import torch
 from published_configs import INDEXES, PUBLISHED, Network, write_configs
 from torch import Tensor, nn
 
-from soragen.catalog import EMBEDDED, catalog, find, identify
+from soragen.catalog import catalog, find, identify
+from soragen.checkpoint import EMBEDDED
 from soragen.diffusion.sampler import denoise
 from soragen.diffusion.schedule import NoiseLevel, linear_quadratic, make_schedule
 from soragen.diffusion.solver import make_solver
@@ -39,8 +40,8 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 LISTED = [name for name, checkpoint in catalog().items() if checkpoint.source != EMBEDDED]
-FOLDERS = [name for name in LISTED if not catalog()[name].file]
-"""The rest are published as single files."""
+FOLDERS = [name for name in LISTED if not catalog()[name].file and not catalog()[name].loras]
+"""The rest are published as single files, or are one of these with a LoRA."""
 FEW_STEPS = [name for name, checkpoint in catalog().items() if checkpoint.defaults.schedule == "listed"]
 
 OURS: dict[str, Callable[[Path], nn.Module]] = {
@@ -146,6 +147,12 @@ def test_values_of_the_publishers() -> None:
     assert (sparse.native.width, sparse.native.height, sparse.native.num_frames) == (832, 448, 61)
     assert sparse.config == {"transformer.sparsity": 0.8} and sparse.defaults.timesteps == (1000, 757, 522)
     assert not any(checkpoint.config for checkpoint in known.values() if checkpoint is not sparse)
+    four = known["wan2.2-t2v-a14b-4step"]
+    shifted = [1000 * 5 * sigma / (1 + 4 * sigma) for sigma in (1, 0.75, 0.5, 0.25)]  # LightX2V's own scheduler
+    assert four.defaults.timesteps == pytest.approx(shifted) and [part.folder for part in four.loras] == [
+        "lora_high",
+        "lora_low",
+    ]
     large = known["ltx-video-13b-0.9.8-distilled"]
     assert large.defaults.timesteps == (1000, 993, 987, 981, 975, 909, 725, 0.03)
     assert (large.native.width, large.native.height, large.native.fps) == (1216, 704, 30)

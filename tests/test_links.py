@@ -13,7 +13,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from soragen.catalog import EMBEDDED, Checkpoint, catalog
+from soragen.catalog import catalog
+from soragen.checkpoint import EMBEDDED, Checkpoint
 from soragen.cli import app
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from soragen.catalog import Checkpoint, checkpoint_folder, find, measure_files
+from soragen.catalog import checkpoint_folder, find, measure_files
+from soragen.checkpoint import Checkpoint
 from soragen.diffusion.condition import KnownFrames
 from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.guidance import Denoiser, guided

@@ -4,10 +4,10 @@
 
 Goes on from RUN/transformer/state.pt where it was stopped; `--minutes` counts all the time spent on it, so a larger
 number continues a finished run. What it does beyond the plain recipe:
-- many single images among the clips, more of them early: what things look like is learnt on one frame at a seventh of a
-  clip's cost, how they move on clips of growing length;
+- many single images among the clips, nearly all of it early: what things look like is learnt on one frame at a seventh
+  of a clip's cost, how they move on clips of growing length, at the end most of them whole;
 - noise levels drawn from `sigma = sigmoid(N(mean, std))`: high ones, where the sentence decides, and as many below a
-  half, where detail is decided;
+  half, where detail is decided; higher ones for long clips, whose frames tell each other's layout through more noise;
 - in four of ten clips some frames are given (noise level 0): the first ones, the last ones, both, or any;
 - errors on the subject count more than errors on the ground;
 - one caption in ten is empty, for classifier-free guidance.
@@ -37,6 +37,7 @@ from training.world.scene import Scene
 
 TOKENS_PER_STEP = 4096
 SIGMA_MEAN, SIGMA_STD = -0.2, 1.4
+LONG_CLIP, LONG_SIGMA_MEAN = 5, 0.5
 EMPTY_CAPTION = 0.1
 EMA = 0.997
 KNOWN_FRAMES = 0.4
@@ -96,9 +97,9 @@ class Pool:
 
 def draw_shape(rng: random.Random, share: float, clips: bool) -> tuple[str, int]:
     """Images or clips, and of how many latent frames, at `share` (0..1) of the training."""
-    if not clips or rng.random() < 0.85 - 0.55 * share:
+    if not clips or rng.random() < 0.85 - 0.7 * share:
         return "images", 1
-    return "clips", rng.choices([2, 3, 5, 7], [3 - 2 * share, 2, 1 + share, 0.5 + 2 * share])[0]
+    return "clips", rng.choices([2, 3, 5, 7], [3 - 2.5 * share, 2 - share, 1 + share, 0.5 + 5 * share])[0]
 
 
 def draw_known(rng: random.Random, num_frames: int, start: int) -> list[float]:
@@ -280,7 +281,8 @@ def main(arguments: list[str] | None = None) -> None:
         latents, mask = latents.to(device), mask.to(device)
         texts = ["" if rng.random() < EMPTY_CAPTION else caption(scene, rng) for scene in scenes]
         free = torch.tensor([draw_known(rng, num_frames, start) for _ in scenes], device=device)
-        sigma = torch.sigmoid(SIGMA_MEAN + SIGMA_STD * torch.randn(len(scenes))).clamp(0.02, 0.9999).to(device)
+        centre = LONG_SIGMA_MEAN if num_frames >= LONG_CLIP else SIGMA_MEAN
+        sigma = torch.sigmoid(centre + SIGMA_STD * torch.randn(len(scenes))).clamp(0.02, 0.9999).to(device)
         noise = torch.randn(latents.shape).to(device)
         loss = flow_loss(network, latents, mask, sigma, noise, free, clock(latents), embed(read, texts, device)).mean()
         rate = min(1.0, (step + 1) / 100) * min(1.0, max(0.03, 2 * (1 - share)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from soragen.catalog import Checkpoint
+from soragen.checkpoint import Checkpoint
 from soragen.errors import InputError
 from soragen.models.family import ConfiguredFamily, Family
 

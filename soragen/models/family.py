@@ -171,7 +171,7 @@ class ConfiguredFamily(Family, Protocol):
     """A family with checkpoints whose published config files do not say all that is built; the list of models does."""
 
     def with_config(self, config: Mapping[str, Any]) -> Family:
-        """The family for a checkpoint whose files lack `config`: see `soragen.catalog.Checkpoint.config`.
+        """The family for a checkpoint whose files lack `config`: see `soragen.checkpoint.Checkpoint.config`.
 
         Raises InputError for a key that is not known.
         """

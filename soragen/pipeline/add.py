@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from soragen.catalog import Checkpoint, catalog, find, identify
+from soragen.catalog import catalog, find, identify
+from soragen.checkpoint import Checkpoint
 from soragen.errors import InputError, ResourceError, WeightsError
 from soragen.installed import File, Record, locked, model_folder, read_record, write_record
 from soragen.layout import compare, missing_parts, needed_files, transformer_class_of
@@ -29,6 +30,8 @@ def add(path: Path, name: str | None, listen: Listener) -> tuple[Checkpoint, lis
     needed = needed_files(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     if not any(file.endswith(".safetensors") for file in needed):
         raise WeightsError(f"{path} holds no weights in safetensors", NO_PICKLES)
+    loras = [part.file for part in checkpoint.loras]
+    needed += [file for file in loras if (path / file).is_file()]
     folder, published = model_folder(checkpoint.name), {file.path: file for file in checkpoint.files}
     sizes = {file: (path / file).stat().st_size for file in needed}
     done = 0
@@ -51,7 +54,7 @@ def add(path: Path, name: str | None, listen: Listener) -> tuple[Checkpoint, lis
                 )
             if not reuse(path / relative, folder / relative):
                 raise ResourceError(f"cannot link {path / relative} into {folder}", f"use it by --model {path}")
-        missing = missing_parts(folder)
+        missing = missing_parts(folder) + [file for file in loras if file not in files]
         write_record(folder, replace(record, complete=not missing, files=tuple(files.values())))
     return checkpoint, missing
 
@@ -63,6 +66,11 @@ def add_from_shared_cache(name: str, listen: Listener) -> tuple[Checkpoint, list
         raise WeightsError(
             f"HF_HUB_OFFLINE is set, and {name} is made of single files",
             f"unset it, or soragen models add {' '.join(files)} and its text encoder --as {name}",
+        )
+    if checkpoint.loras:
+        raise WeightsError(
+            f"HF_HUB_OFFLINE is set, and {name} is a model with a LoRA from another repository",
+            "unset it, or use --lora with the model that it changes",
         )
     folder = hub.snapshot_in_shared_cache(checkpoint.source, checkpoint.revision) if checkpoint.is_hub else None
     if folder is None:

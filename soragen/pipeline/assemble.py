@@ -17,7 +17,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from soragen.catalog import Checkpoint, catalog
+from soragen.catalog import catalog
+from soragen.checkpoint import Checkpoint
 from soragen.errors import InputError, ResourceError, WeightsError
 from soragen.families import load_family
 from soragen.installed import locked, model_folder, models_folder
@@ -188,7 +189,7 @@ def _check(stage: Path, placed: dict[str, Network], family: str) -> None:
 
 def _chosen(stage: Path, family: str, name: str | None, *, has_two: bool) -> Checkpoint:
     """The known model that the networks in `stage` are. Raises InputError where several could be, or none."""
-    known = [checkpoint for checkpoint in catalog().values() if checkpoint.family == family and checkpoint.is_hub]
+    known = [one for one in catalog().values() if one.family == family and one.is_hub and not one.loras]
     if name is not None:
         named = next((checkpoint for checkpoint in known if checkpoint.name == name), None)
         if named is None:

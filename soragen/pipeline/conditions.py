@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soragen.catalog import Abilities, Checkpoint, catalog
+from soragen.catalog import catalog
+from soragen.checkpoint import Abilities, Checkpoint
 from soragen.diffusion.condition import KnownFrames
 from soragen.diffusion.grid import Compression, Grid
 from soragen.diffusion.windows import Window

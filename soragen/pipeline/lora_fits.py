@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from soragen.errors import InputError
+from soragen.checkpoint import LORAS, Checkpoint
+from soragen.errors import InputError, WeightsError
 from soragen.models.lora import Fit, Targets, fit, merging
 from soragen.models.weights import Change
 from soragen.request import LoraFile
@@ -26,6 +28,17 @@ class Applied:
             for name, fit in self.fits.items()
         ]
         return f"LoRA {self.lora.path.name} at {self.lora.scale:g}: applied {', '.join(counts)}"
+
+
+def own_loras(checkpoint: Checkpoint, folder: Path) -> tuple[LoraFile, ...]:
+    """Those that belong to the checkpoint. Raises WeightsError where a folder of the user's own lacks one."""
+    hashes = {file.path: file.sha256 for file in checkpoint.files}
+    for part in checkpoint.loras:
+        if not (folder / part.file).is_file():
+            raise WeightsError(f"{folder} lacks {part.file}, a part of {checkpoint.name}", f"it is from {part.source}")
+    return tuple(
+        LoraFile(folder / part.file, hashes.get(part.file, ""), target=LORAS[part.folder]) for part in checkpoint.loras
+    )
 
 
 def fit_loras(loras: Iterable[LoraFile], targets: Mapping[str, Targets]) -> tuple[Applied, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from soragen.catalog import Checkpoint
+from soragen.checkpoint import LORAS, Checkpoint
 from soragen.errors import InputError, WeightsError
 from soragen.layout import ALSO, COMPONENTS, INDEX, is_confined, needed_files
 from soragen.models.hub import RemoteFile
@@ -50,7 +50,7 @@ def origins(checkpoint: Checkpoint) -> tuple[Origin, ...]:
     return own, *(
         Origin(
             part.source or checkpoint.source,
-            checkpoint.revision if part.source in ("", checkpoint.source) else "",
+            part.revision or (checkpoint.revision if part.source in ("", checkpoint.source) else ""),
             () if part.file else TOGETHER.get(part.folder, (part.folder,)),
             part.file,
         )
@@ -60,4 +60,5 @@ def origins(checkpoint: Checkpoint) -> tuple[Origin, ...]:
 
 def single_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The files that hold networks as their authors store them: what is in them has to be laid out."""
-    return tuple(origin.file for origin in origins(checkpoint) if origin.file)
+    named = (checkpoint.file, *(part.file for part in checkpoint.parts if part.folder not in LORAS))
+    return tuple(file for file in named if file)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from soragen.catalog import Checkpoint, checkpoint_folder
+from soragen.catalog import checkpoint_folder
+from soragen.checkpoint import Checkpoint
 from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.sampler import num_forwards
 from soragen.diffusion.schedule import Schedule, make_schedule
@@ -24,7 +25,7 @@ from soragen.models.family import ConfiguredFamily, Family, ImageFamily, Upscale
 from soragen.models.quantize import check_quantize
 from soragen.pipeline import second_pass
 from soragen.pipeline.conditions import needed, repeats_of
-from soragen.pipeline.lora_fits import Applied, fit_loras
+from soragen.pipeline.lora_fits import Applied, fit_loras, own_loras
 from soragen.pipeline.memory import STREAMED, Footprint, Machine, fit_memory, weigh
 from soragen.pipeline.resolve import needs_image
 from soragen.pipeline.speed import Speed, find_speed, kind_of
@@ -223,6 +224,7 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
     grid = lay_grid(rendered, compression)
     at_once = Window(0, grid.latent_shape[0], 0, grid.latent_shape[0])
     windows = (at_once,) if request.direct else _lay_windows(checkpoint, grid, timeline)
+    loras = (*own_loras(checkpoint, folder), *request.loras)
     window_grid = Grid(grid.size, grid.compression, (windows[0].stop - windows[0].start, *grid.latent_shape[1:]))
     plan = Plan(
         request=request,
@@ -240,7 +242,7 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
         work=family.work(folder, window_grid),
         upscale_factor=_upscale_factor(family, folder, rendered, size),
         weight_bytes=weigh(folder, machine, request.quantize),
-        loras=fit_loras(request.loras, family.lora_targets(folder)) if request.loras else (),
+        loras=fit_loras(loras, family.lora_targets(folder)) if loras else (),
     )
     plan = fit_memory(plan if first is None else second_pass.with_second_pass(plan))
     return replace(plan, speed=find_speed(plan.kind, plan.work.transformer_flops))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from soragen.catalog import Checkpoint, catalog, find
+from soragen.catalog import catalog, find
+from soragen.checkpoint import Checkpoint
 from soragen.errors import InputError, ResourceError, WeightsError
 from soragen.installed import File, Record, absent_files, locked, model_folder, models_folder, read_record, write_record
 from soragen.layout import compare, missing_parts

@@ -9,7 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soragen.catalog import Checkpoint, catalog, checkpoint_folder, find
+from soragen.catalog import catalog, checkpoint_folder, find
+from soragen.checkpoint import Checkpoint
 from soragen.errors import InputError, WeightsError
 
 if TYPE_CHECKING:

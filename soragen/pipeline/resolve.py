@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TypeVar
 
-from soragen.catalog import SHIFTED, SOLVERS, Checkpoint, Native, catalog, find
+from soragen.catalog import catalog, find
+from soragen.checkpoint import SHIFTED, SOLVERS, Checkpoint, Native
 from soragen.errors import InputError
 from soragen.pipeline.events import Listener, Note
 from soragen.pipeline.loras import parse_lora

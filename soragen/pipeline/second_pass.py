@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from soragen.catalog import Checkpoint
+from soragen.checkpoint import Checkpoint
 from soragen.diffusion.grid import Grid
 from soragen.diffusion.schedule import listed
 from soragen.families import family_of

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from soragen.catalog import Checkpoint
+from soragen.checkpoint import Checkpoint
 from soragen.diffusion.grid import Compression
 from soragen.errors import InputError
 from soragen.request import Edit, Request

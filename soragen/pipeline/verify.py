@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from soragen.catalog import Checkpoint, checkpoint_folder, find
+from soragen.catalog import checkpoint_folder, find
+from soragen.checkpoint import Checkpoint
 from soragen.errors import WeightsError
 from soragen.installed import File, locked, model_folder, read_record, write_record
 from soragen.layout import needed_files

@@ -188,7 +188,7 @@ def test_decode_refuses_latents_of_another_model(
     left: Callable[..., Path], cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = left()
-    monkeypatch.setattr("soragen.catalog.Checkpoint.digest", "ab" * 32)
+    monkeypatch.setattr("soragen.checkpoint.Checkpoint.digest", "ab" * 32)
     ended = cli("decode", str(latents))
     assert ended.code == 2 and "another version of tiny" in ended.err and latents.exists()
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from footage import film
 
-from soragen.catalog import Abilities, find
+from soragen.catalog import find
+from soragen.checkpoint import Abilities
 from soragen.models.offload import Residence
 from soragen.pipeline import edits, run, speed
 from soragen.pipeline.clock import Clock

@@ -48,7 +48,7 @@ class TransformerConfig:
     their projection. pos_embed_seq_len: how many there are where their places are learned (first and last frame).
     rope_max_seq_len: the length of the tables in the published code; here they are as long as the video.
     sparsity: 0..1, of the sparse attention that a checkpoint was distilled with; None is full attention, without gates.
-    No published file says it: weights.toml does (`soragen.catalog.Checkpoint.config`).
+    No published file says it: weights.toml does (`soragen.checkpoint.Checkpoint.config`).
     """
 
     num_attention_heads: int

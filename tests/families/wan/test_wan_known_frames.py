@@ -15,7 +15,8 @@ from torch import Tensor
 from wan_folder import SHIFT, image_encoder, image_processor, write_checkpoint
 from wan_reference import IMAGE_TRANSFORMER, VAE_22, error
 
-from soragen.catalog import Abilities, catalog
+from soragen.catalog import catalog
+from soragen.checkpoint import Abilities
 from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.guidance import guided
 from soragen.diffusion.noise import starting_noise
