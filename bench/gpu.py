@@ -3,6 +3,7 @@
     python bench/gpu.py                                  # every case, on the fastest device
     python bench/gpu.py --case wan2.1-t2v-1.3b --json
     python bench/gpu.py --device cpu --tiny              # to see that it works
+    python bench/gpu.py --device cpu --what decode --size 320x256 --frames 17     # published widths on a processor
 
 No file is read: networks are built from the published configs (tests/published_configs.py), their weights are drawn on
 the device, and diffusers' networks hold the very same tensors. A step is what guidance makes of it: two forwards, one
@@ -18,8 +19,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from soragen.size import VideoSize
 
 LEVEL, GUIDANCE = NoiseLevel(0.3, 0.7, 700.0), 5.0
 SIDES = ("soragen", "diffusers")
+WHAT = ("step", "decode")
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,15 @@ CASES = (
 
 
 class Bench:
-    """device: where. scale: how thin the networks are; None is as published. steps: how many are timed."""
+    """device: where. scale: how thin the networks are; None is as published. steps: how many are timed.
 
-    def __init__(self, device: torch.device, scale: Scale | None, steps: int, folder: Path) -> None:
-        self.device, self.scale, self.steps, self.folder = device, scale, steps, folder
+    what: which of `WHAT`.
+    """
+
+    def __init__(
+        self, device: torch.device, scale: Scale | None, steps: int, folder: Path, what: Sequence[str] = WHAT
+    ) -> None:
+        self.device, self.scale, self.steps, self.folder, self.what = device, scale, steps, folder, what
         self.ceiling = self.measure_ceiling(8192 if device.type == "cuda" else 512)
 
     def measure_ceiling(self, side: int) -> float:
@@ -127,12 +134,13 @@ class Bench:
         grid = lay_grid(size, family.compression(configs))
         found = {"case": case.name, "size": str(size), "tokens": grid.num_tokens}
         flops = 2 * family.work(configs, grid).transformer_flops
-        found["step"] = step = self.step(case, configs, grid)
-        for side in SIDES:
-            seconds = step[side]["seconds"]
-            step[side]["ceiling"] = seconds and 100 * flops / seconds / self.ceiling
-        self.clean()
-        if case.decodes:
+        if "step" in self.what:
+            found["step"] = step = self.step(case, configs, grid)
+            for side in SIDES:
+                seconds = step[side]["seconds"]
+                step[side]["ceiling"] = seconds and 100 * flops / seconds / self.ceiling
+            self.clean()
+        if case.decodes and "decode" in self.what:
             found["decode"] = self.decode(case, configs, grid)
             self.clean()
         return found
@@ -255,7 +263,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     head = ["case", "tokens", "what", "side", "seconds", "% of the ceiling", "peak MB", "deviation"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for found in results:
-        for what in ("step", "decode"):
+        for what in WHAT:
             for side in SIDES if what in found else ():
                 at, apart = found[what][side], found[what]["deviation"]
                 cells = [
@@ -275,6 +283,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="thin networks and a small video")
     parser.add_argument("--steps", type=int, default=2, help="timed steps, after one to warm up; the best counts")
     parser.add_argument("--case", choices=[case.name for case in CASES], action="append", help="may be given again")
+    parser.add_argument("--what", choices=WHAT, help="one of the two instead of both")
+    parser.add_argument("--size", help="of the video, such as 320x256, instead of the published one")
+    parser.add_argument("--frames", type=int)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args()
     try:
@@ -283,8 +294,14 @@ def main() -> None:
         sys.exit(f"{error.message}: {error.hint}")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(device, TINY if options.tiny else None, options.steps, Path(folder))
+        what = (options.what,) if options.what else WHAT
+        bench = Bench(device, TINY if options.tiny else None, options.steps, Path(folder), what)
         wanted = [case for case in CASES if options.case is None or case.name in options.case]
+        if options.size:
+            width, _, height = options.size.partition("x")
+            wanted = [replace(case, width=int(width), height=int(height)) for case in wanted]
+        if options.frames:
+            wanted = [replace(case, num_frames=options.frames) for case in wanted]
         results = [bench.run(case) for case in wanted]
     about = {"device": name, "torch": torch.__version__, "ceiling_tflops": bench.ceiling / 1e12}
     if options.json:
