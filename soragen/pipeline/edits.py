@@ -42,7 +42,7 @@ def extend(
 
     asked: the options of `resolve` that have no meaning of their own here, as for all verbs. Raises InputError.
     """
-    source, size = open_clip(video)
+    source, size = open_clip(video, listen)
     new = count_frames(seconds, frames, size.fps, find(model).native.seconds, listen)
     edit = Edit("extend", (source,), backward=backward)
     whole = _sized(size, source.num_frames + new, odd_sides, listen)
@@ -63,14 +63,18 @@ def connect(
     **asked: Any,
 ) -> Request:
     """One video of two, with a passage from the end of the first to the beginning of the second."""
-    first, size = open_clip(before)
-    second, other = open_clip(after, fps=size.fps)
+    first, size = open_clip(before, listen)
+    second, other = open_clip(after, listen, fps=size.fps)
     edit = Edit("connect", (first, second), fit=_fit(fit))
     new = count_frames(seconds, frames, size.fps, BRIDGE_SECONDS, listen)
+    changes = []
     if (other.width, other.height) != (size.width, size.height):
-        listen(Note(f"{after.name} is {other.width}x{other.height}, brought to {size.width}x{size.height} ({fit})"))
+        changes.append((f"{other.width}x{other.height}", f"{size.width}x{size.height} ({fit})"))
     if (own := video_facts(after).fps) != size.fps:
-        listen(Note(f"{after.name} is at {format_fps(own)} fps, brought to {format_fps(size.fps)}"))
+        changes.append((f"{format_fps(own)} fps", f"{format_fps(size.fps)} fps"))
+    if changes:
+        was, becomes = (" and ".join(each) for each in zip(*changes, strict=True))
+        listen(Note(f"{after.name} has {was}, brought to {becomes}"))
     whole = _sized(size, first.num_frames + new + second.num_frames, odd_sides, listen)
     return resolve(_said(prompt, before, listen), listen=listen, model=model, video=whole, edit=edit, **asked)
 
@@ -100,7 +104,7 @@ def loop(
         return _loop_of_prompt(video_or_prompt, seconds, frames, size, fps, model, listen, asked)
     if size is not None or fps is not None:
         raise InputError("a loop keeps the size and the frame rate of its video", "leave --size and --fps out")
-    source, own = open_clip(path)
+    source, own = open_clip(path, listen)
     new = count_frames(seconds, frames, own.fps, BRIDGE_SECONDS, listen)
     whole = _sized(own, source.num_frames + new, odd_sides, listen)
     edit = Edit("loop", (source,))
@@ -121,6 +125,13 @@ def _loop_of_prompt(
     if seconds is None and frames is None:
         rate = native.fps if fps is None else parse_fps(fps)
         frames = max(2, round(native.seconds * rate / LOOP_FRAMES)) * LOOP_FRAMES
+    elif seconds is not None and frames is None:
+        rate = native.fps if fps is None else parse_fps(fps)
+        said = count_frames(seconds, None, rate, native.seconds, lambda event: None)
+        frames = max(2, round(said / LOOP_FRAMES)) * LOOP_FRAMES
+        if frames != said:
+            listen(Note(f"{seconds} s become {frames} frames: a loop closes after a multiple of {LOOP_FRAMES}"))
+        seconds = None
     asked = {"size": size, "seconds": seconds, "frames": frames, "fps": fps, "model": model, **asked}
     return replace(resolve(prompt, listen=listen, **asked), edit=Edit("loop"))
 
@@ -165,7 +176,7 @@ def restyle(
         raise InputError(f"--strength {strength} is out of range", "use 0 (as it is) to 1 (nothing of it)")
     if not find(model).abilities.text:
         raise InputError(f"{model} does not follow a prompt alone", "use --model pocket, or one for text to video")
-    source, size = open_clip(video)
+    source, size = open_clip(video, listen)
     edit = Edit("restyle", (source,), strength=float(strength))
     whole = _sized(size, source.num_frames, odd_sides, listen)
     request = resolve(prompt, listen=listen, model=model, video=whole, edit=edit, **asked)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 from soragen.errors import InputError
+from soragen.pipeline.events import Listener, Note
 from soragen.request import Request, Source
-from soragen.size import VideoSize
+from soragen.size import VideoSize, format_fps
 
 
-def open_clip(path: Path, fps: Fraction | None = None) -> tuple[Source, VideoSize]:
-    """A video, and its size; at `fps` where that is given. Raises InputError for what is none."""
+def open_clip(path: Path, listen: Listener, fps: Fraction | None = None) -> tuple[Source, VideoSize]:
+    """A video, and its size; at `fps` where that is given. Raises InputError for what is none.
+
+    What of it cannot be kept as it is, is a Note to `listen`.
+    """
     from soragen.video.facts import video_facts
     from soragen.video.read import frames_of
 
@@ -22,6 +27,13 @@ def open_clip(path: Path, fps: Fraction | None = None) -> tuple[Source, VideoSiz
     if facts.container.endswith("_pipe"):
         raise InputError(f"{path} is a picture where a video is needed", "soragen animate begins with a picture")
     size, _ = frames_of(path, facts, fps=fps)
+    if not facts.constant_fps and facts.num_frames > 1:
+        rate = format_fps(size.fps)
+        listen(
+            Note(f"{path.name} has a varying frame rate: read at {rate} fps, some frames may come twice or not at all")
+        )
+    if re.search(r"(9|10|12|14|16)(le|be)$", facts.pix_fmt):
+        listen(Note(f"{path.name} has more than 8 bits a colour: read in 8"))
     return Source(path, hash_of(path), size.num_frames), size
 
 

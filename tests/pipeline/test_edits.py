@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from footage import film, picture
+from footage import film, picture, uneven
 
 from soragen.catalog import find
 from soragen.errors import InputError
@@ -20,6 +21,7 @@ from soragen.pipeline.events import Event, Note
 from soragen.pipeline.sources import beside, hash_of, with_sources
 from soragen.request import Edit, Request
 from soragen.size import VideoSize
+from soragen.video.ffmpeg import find_ffmpeg
 from soragen.video.write import write_video
 
 POCKET = find("pocket")
@@ -75,7 +77,7 @@ def test_connect_brings_the_second_to_the_first(typed: Any, told: list[str]) -> 
     request = typed("connect", one, other, "a ball", frames=7, fit="pad")
     assert request.size == VideoSize(64, 48, 9 + 7 + 5, Fraction(12))
     assert [source.num_frames for source in request.edit.sources] == [9, 5] and request.edit.fit == "pad"
-    assert told == ["b.mkv is 96x96, brought to 64x48 (pad)", "b.mkv is at 24 fps, brought to 12"]
+    assert told == ["b.mkv has 96x96 and 24 fps, brought to 64x48 (pad) and 12 fps"]
     told.clear()
     assert typed("connect", one, film("c.mkv", 5), "a ball").size.num_frames == 9 + 12 + 5 and told == []
 
@@ -87,7 +89,6 @@ def test_loop(typed: Any) -> None:
     assert request.edit == Edit("loop") and request.size.num_frames == 24 and request.seed == 4
     for fps, num_frames in (("25", 48), ("1", 16)):
         assert typed("loop", "a wheel", None, fps=fps).size.num_frames == num_frames
-    assert typed("loop", "a wheel", None, seconds="1.5").size.num_frames == 18
     assert typed("loop", "a wheel " * 1000, None).edit == Edit("loop")
 
 
@@ -211,3 +212,22 @@ def test_sources_are_found_again_by_name_and_must_be_the_same(typed: Any, tmp_pa
     values = asked.to_dict()
     values["edit"]["sources"][0]["name"] = "../../secret.mkv"
     assert beside(Request.from_dict(values), (away,)) == [away / "secret.mkv"]
+
+
+def test_what_is_not_kept_of_a_clip_is_said(typed: Any, told: list[str]) -> None:
+    typed("extend", uneven("a.mp4"), "a ball", frames=4)
+    assert [text.partition(":")[0] for text in told] == ["a.mp4 has a varying frame rate"]
+    told.clear()
+    command = ["-f", "lavfi", "-i", "testsrc=s=64x48:r=12:d=1", "-pix_fmt", "yuv420p10le", "-c:v", "ffv1"]
+    subprocess.run([find_ffmpeg(), "-loglevel", "error", "-y", *command, "b.mkv"], check=True)
+    typed("extend", Path("b.mkv"), "a ball", frames=4)
+    assert told == ["b.mkv has more than 8 bits a colour: read in 8"]
+
+
+def test_a_loop_of_seconds_is_as_long_as_one_can_be(typed: Any, told: list[str]) -> None:
+    assert typed("loop", "a ball", None, seconds="1.5").size.num_frames == 16
+    assert told == ["1.5 s become 16 frames: a loop closes after a multiple of 8"]
+    told.clear()
+    assert typed("loop", "a ball", None, seconds="2").size.num_frames == 24 and told == []
+    assert typed("loop", "a ball", None, seconds="0.1").size.num_frames == 16
+    assert typed("loop", "a ball", None, frames=20).size.num_frames == 20  # as asked: the model says whether it can
