@@ -29,7 +29,7 @@ from soragen.pipeline.lora_fits import Applied, fit_loras, own_loras
 from soragen.pipeline.memory import STREAMED, Footprint, Machine, fit_memory, weigh
 from soragen.pipeline.resolve import needs_image
 from soragen.pipeline.speed import Speed, find_speed, kind_of
-from soragen.pipeline.timeline import Timeline, lay_timeline, room_of
+from soragen.pipeline.timeline import lay_timeline, room_of
 from soragen.request import ATTENTIONS, Request
 from soragen.size import VideoSize, format_fps
 
@@ -39,13 +39,12 @@ WORTH_UPSCALING = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Footprint):
-    """timeline: what is rendered, and what the file is made of. windows: what is denoised at once, in order; all of the
-    shape of `window_grid`. schedule: of one window. first: of two passes the other one, whose upsampled latents this
-    one starts from; see second_pass.py. speed: of a run like this one, on this machine.
+    """windows: what is denoised at once, in order; all of the shape of `window_grid`. schedule: of one window. first: of
+    two passes the other one, whose upsampled latents this one starts from; see second_pass.py. speed: of a run like
+    this one, on this machine.
     """
 
     checkpoint: Checkpoint
-    timeline: Timeline
     windows: tuple[Window, ...]
     schedule: Schedule
     upscale_factor: int = 1
@@ -98,13 +97,16 @@ class Plan(Footprint):
         if not self.makes_frames:
             return 0.0
         forwards = sum(part.work.transformer_flops * part._num_forwards for part in self.passes)
-        return forwards * (2 if self.request.is_guided else 1) * len(self.windows)
+        return forwards * (2 if self.request.is_guided else 1)
 
     @property
     def _num_forwards(self) -> int:
-        """Of one prompt and one window: a step counts as often as it is taken."""
-        repeats = repeats_of(self.checkpoint.abilities) if self.timeline.given else 1
-        return num_forwards(len(self.schedule) - 1, self.first_step, repeats)
+        """Of one prompt: a step counts as often as it is taken, which is more where frames are given."""
+        plain, given = (
+            num_forwards(len(self.schedule) - 1, self.first_step, repeats)
+            for repeats in (1, repeats_of(self.checkpoint.abilities))
+        )
+        return (given if self.timeline.given else plain) + given * (len(self.windows) - 1)
 
     @property
     def kind(self) -> str:
@@ -143,6 +145,7 @@ class Plan(Footprint):
             lines.append(
                 f"longer than {self.window_grid.num_frames} frames: {len(self.windows)} windows, "
                 "each continuing the one before"
+                + ("" if self.checkpoint.abilities.any_frames else f", which {name} was not trained to do")
             )
         elif grid.num_frames > known:
             lines.append(f"{name} was trained on at most {known} frames; more of them at once may repeat or drift")
@@ -266,10 +269,10 @@ def pick_machine(checkpoint: Checkpoint, device: str | None, dtype: str | None) 
 
 
 def _lay_windows(checkpoint: Checkpoint, grid: Grid, timeline: Timeline) -> tuple[Window, ...]:
-    """One window where all frames fit, or where the checkpoint cannot be given the frames of the window before."""
+    """One window where all frames fit, or where every video begins with an image that is no frame of this one."""
     num_latents = grid.latent_shape[0]
     length = grid.compression.latent_frames(checkpoint.native.max_num_frames)
-    if not checkpoint.abilities.any_frames or length < 2:
+    if not (checkpoint.abilities.any_frames or checkpoint.abilities.text) or length < 2:
         return (Window(0, num_latents, 0, num_latents),)
     overlap = max(1, length // 3)
     if timeline.num_cyclic:  # the first window has to make all that comes again

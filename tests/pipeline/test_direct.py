@@ -1,7 +1,9 @@
-"""--direct: one grid of all that was asked, said to be far from the training, refused where memory is short."""
+"""Windows or, with --direct, one grid: what is far from the training is said, what memory is short of refused."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,17 @@ from typing import Any
 import pytest
 
 from soragen.catalog import find
+from soragen.diffusion.sampler import num_forwards
 from soragen.errors import ResourceError
 from soragen.models.device import Memory
 from soragen.pipeline import memory, run
 from soragen.pipeline.asking import check, request_of
+from soragen.pipeline.conditions import REPEATS
 from soragen.pipeline.events import Event, Note
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.replay import read_replay
 from soragen.request import Request
+from soragen.video.facts import video_facts
 from soragen.video.recipe import read_recipe
 
 Ask = Callable[..., Request]
@@ -77,3 +82,23 @@ def test_the_commands_and_lists_take_it(
     values = {"command": command, "prompt": "a ball", "model": str(tiny), "direct": True}
     check(values)
     assert request_of(values, lambda event: None).direct
+
+
+@pytest.fixture
+def untrained(tiny: Path, tmp_path: Path) -> Path:
+    """The same checkpoint, said to be trained on prompts alone."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "untrained"))
+    names = ("text", "first_frame", "last_frame", "any_frames")
+    (folder / "soragen.json").write_text(json.dumps({"abilities": {name: name == "text" for name in names}}))
+    return folder
+
+
+def test_windows_of_a_model_that_was_not_trained_with_given_frames(ask: Ask, untrained: Path, make: Any) -> None:
+    """They continue each other all the same, by noise of their own level; its steps are taken twice then, and said."""
+    asked = {"frames": 49, "steps": 4, "guidance": 1.0}
+    able, unable = planned(ask(**asked)), planned(ask(model=str(untrained), **asked))
+    assert unable.windows == able.windows and len(able.windows) == 3
+    (words,) = (note for note in unable.notes() if "windows" in note)
+    assert words.endswith("each continuing the one before, which untrained was not trained to do")
+    assert unable.flops == able.flops / 3 * (1 + 2 * num_forwards(4, 0, REPEATS) / 4) > able.flops
+    assert video_facts(make(unable.request).path).num_frames == 49
