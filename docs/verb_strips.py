@@ -30,9 +30,13 @@ COMMANDS = (
     "extend ball.mp4 --seconds 2 -o longer.mp4",
     "extend boat.mp4 --seconds 2 --backward -o earlier.mp4",
     'loop "a green cube spinning on the checkerboard at noon" -o loop.mp4',
+    "loop ball.mp4 -o endless.mp4",
     'animate duck.png "a yellow duck floating on the ocean" -o duck.mp4',
+    'image "a yellow duck on the ocean at sunset" -o dusk.png',
+    'animate duck.png "the sun sets" --last dusk.png -o evening.mp4',
     "connect ball.mp4 boat.mp4 -o both.mp4",
     'restyle boat.mp4 "a red boat on the ocean at night" --strength 0.7 -o night.mp4',
+    "storyboard examples/storyboard.toml -o shots.mp4",
 )
 SIDE, FRAMES = 96, 12
 
@@ -68,7 +72,9 @@ def main() -> None:
     model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     sheet = Image.new("RGB", (SIDE * FRAMES, (SIDE + 18) * len(COMMANDS)), "white")
     draw = ImageDraw.Draw(sheet)
+    examples = Path(__file__).resolve().parents[1] / "examples"
     with tempfile.TemporaryDirectory() as folder, within(Path(folder)):
+        Path("examples").symlink_to(examples)
         for row, command in enumerate(COMMANDS):
             picture = Image.fromarray(strip(run(command, model)).numpy())
             sheet.paste(picture, (0, row * (SIDE + 18) + 16))

@@ -123,7 +123,10 @@ def checkpoint_folder(checkpoint: Checkpoint) -> Path:
         if not whole:
             state = "not on this machine" if record is None else "only partly on this machine"
             size = f" ({checkpoint.num_bytes / 1e9:.1f} GB)" if checkpoint.num_bytes else ""
-            raise WeightsError(f"{checkpoint.name} is {state}", f"soragen models pull {checkpoint.name}{size}")
+            command = f"soragen models pull {checkpoint.name}"
+            raise WeightsError(
+                f"{checkpoint.name} is {state}", f"{command}{size}; {command} --dry-run shows what it would take"
+            )
         return folder
     if checkpoint.source == EMBEDDED:
         folder = Path(str(resources.files("soragen"))) / "checkpoints" / checkpoint.name

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,21 @@ NEEDED = {
 }
 
 
+def in_shared_cache(cache: Path, source: str, files: dict[str, bytes]) -> Path:
+    """A repository's files as huggingface_hub would have left them. Returns the folder of the repository."""
+    repository = cache / f"models--{source.replace('/', '--')}"
+    for path, data in files.items():
+        blob = repository / "blobs" / hashlib.sha256(data).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(data)
+        link = repository / "snapshots" / COMMIT / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return repository
+
+
 @dataclass
 class Asked:
     method: str
@@ -81,7 +97,8 @@ class Hub:
     """files: by path. What goes wrong, by path, one entry per request: `cut` ends a connection after so many bytes,
     `stall` keeps it silent for so many seconds, `status` answers instead, `corrupt` is how often other bytes are sent.
 
-    listing: statuses before the list of files is given. token: needed for files. elsewhere: where files really lie.
+    listing: statuses before the list of files is given. refusal: of every file, to any request. blind: of requests for
+    the start of a file, which are no fetches. token: needed for files. elsewhere: where files really lie.
     others: the files of further repositories, by name; nothing goes wrong with those.
     """
 
@@ -91,6 +108,8 @@ class Hub:
     status: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     corrupt: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     listing: list[int] = field(default_factory=list)
+    refusal: int = 0
+    blind: int = 0
     knows_ranges: bool = True
     token: str = ""
     elsewhere: str = ""
@@ -118,10 +137,9 @@ class Hub:
         self._server.server_close()
 
     def fetched(self, path: str = "") -> list[Asked]:
-        """The requests for bytes of files."""
-        return [
-            one for one in self.asked if one.method == "GET" and "/resolve/" in one.path and one.path.endswith(path)
-        ]
+        """The requests for whole files, or for all from a byte on."""
+        gets = [one for one in self.asked if one.method == "GET" and "/resolve/" in one.path]
+        return [one for one in gets if one.path.endswith(path) and not _start_of(one.headers.get("range"))]
 
     def list_files(self, source: str = SOURCE) -> dict[str, Any]:
         siblings = []
@@ -133,6 +151,12 @@ class Hub:
                 entry["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 135}
             siblings.append(entry)
         return {"id": source, "modelId": source, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+
+
+def _start_of(range_header: str | None) -> int:
+    """How many bytes are asked for, where it is the start of a file; else 0."""
+    last = (range_header or "").removeprefix("bytes=0-")
+    return int(last) + 1 if last.isdigit() else 0
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -171,10 +195,14 @@ class _Handler(BaseHTTPRequestHandler):
         files = hub.files if files is None else files
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             return self.answer(401, error="GatedRepo")
+        if hub.refusal:
+            return self.answer(hub.refusal)
         if hub.elsewhere:
             return self.answer(302, location=hub.elsewhere + self.path)
         if name not in files:
             return self.answer(404, error="EntryNotFound")
+        if start := _start_of(self.headers.get("Range")):
+            return self.answer(hub.blind) if hub.blind else self.answer(206, files[name][:start])
         if self.command == "GET" and hub.status[name]:
             return self.answer(hub.status[name].pop(0))
         data, first = files[name], 0

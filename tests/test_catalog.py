@@ -73,7 +73,8 @@ def test_a_published_model_fits_the_table(own: Path) -> None:
     assert wan.files == (File("vae/diffusion_pytorch_model.safetensors", 507591892, "00"),)
     with pytest.raises(WeightsError, match="not on this machine") as caught:
         checkpoint_folder(wan)
-    assert caught.value.hint == "soragen models pull wan-1.3b (0.5 GB)"
+    command = "soragen models pull wan-1.3b"
+    assert caught.value.hint == f"{command} (0.5 GB); {command} --dry-run shows what it would take"
 
 
 def test_the_user_may_change_one_value(own: Path) -> None:

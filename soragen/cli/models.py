@@ -53,19 +53,23 @@ def pull_model(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Download a model, after its licence, its size and the room on the disk were shown. Prints its folder.
+    """Download a model, after its licence and what it takes of disk and memory were shown. Prints its folder.
 
     What was interrupted goes on where it stopped. No other command uses the network.
     """
     from soragen.models.hub import is_offline
+    from soragen.pipeline.prospect import prospect
     from soragen.pipeline.pull import plan_pull, pull
 
     if is_offline():
-        _pull_offline(name, quiet, yes)
+        _pull_offline(name, quiet, yes, dry_run)
         return
     plan = plan_pull(name, endpoint)
-    for line in plan.lines() if not (quiet and yes) else ():
-        output.talk(line)
+    if not (quiet and yes):
+        for line in plan.lines():
+            output.talk(line)
+        for line in prospect(plan):
+            output.talk(line)
     if dry_run:
         return
     if not (yes or plan.agreed):
@@ -75,18 +79,20 @@ def pull_model(
     output.data(str(folder))
 
 
-def _pull_offline(name: str, quiet: bool, yes: bool) -> None:
+def _pull_offline(name: str, quiet: bool, yes: bool, dry_run: bool) -> None:
     from soragen.catalog import find
     from soragen.pipeline.add import add_from_shared_cache
     from soragen.pipeline.pull import terms
 
     for line in terms(find(name)):
         output.talk(line)
+    if dry_run:
+        return
     if not yes:
         output.agree("Agree to these terms?", AGREE)
     with output.Talk(quiet=quiet) as talk:
-        checkpoint, missing = add_from_shared_cache(name, talk.listen)
-    _added(checkpoint.name, missing)
+        folder = add_from_shared_cache(name, talk.listen)
+    output.data(str(folder))
 
 
 @models.command("add")

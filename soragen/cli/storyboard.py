@@ -29,6 +29,9 @@ def storyboard(
         int | None,
         typer.Option("--seed", metavar="N", help="Of the first shot, instead of FILE's; each one has the next."),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="NAME", help="A name or a folder, instead of FILE's.")
+    ] = None,
     lossless: options.Lossless = False,
     lora: options.Lora = None,
     lora_partial: options.LoraPartial = False,
@@ -55,7 +58,8 @@ def storyboard(
     from soragen.video.naming import next_free
 
     instead = {
-        "lora": lora or None, "lora_partial": lora_partial or None, "quantize": quantize, "attention": attention,
+        "model": model, "lora": lora or None, "lora_partial": lora_partial or None, "quantize": quantize,
+        "attention": attention,
     }  # fmt: skip
     path = file or next_free(Path(source.stem + options.video_suffix(lossless)))
     with output.Talk(quiet=quiet) as talk:

@@ -133,6 +133,17 @@ def check_access(url: str, headers: Mapping[str, str]) -> None:
     hub.patiently(ask, f"{urlsplit(url).netloc} cannot be reached", "check the network, or name a mirror by --endpoint")
 
 
+def read_start(url: str, headers: Mapping[str, str], count: int) -> bytes:
+    """The first `count` bytes of a file, or all of a shorter one. Asked for once, without patience: raises Passing,
+    Refused.
+    """
+    with _open(url, {**headers, "Range": f"bytes=0-{count - 1}"}, "GET") as response:
+        try:
+            return bytes(response.read(count))
+        except (OSError, http.client.HTTPException) as error:
+            raise Passing(f"the connection broke ({type(error).__name__})") from error
+
+
 def _fetch(url: str, headers: Mapping[str, str], file: RemoteFile, part: Path, on_bytes: OnBytes) -> Digests:
     """Brings the part to its full size, connection after connection. Patience is for attempts that bring nothing."""
     if part.is_file() and part.stat().st_size > file.size:

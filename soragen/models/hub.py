@@ -108,7 +108,7 @@ def look_up(source: str, revision: str, endpoint: str) -> Repository:
             raise InputError(f"{source!r} is not a repository", "write OWNER/NAME") from error
         except HfHubHTTPError as error:
             code = error.response.status_code if error.response is not None else 0
-            if code in (401, 403):
+            if code in (401, 403, 404):
                 raise no_access(source, endpoint, code) from error
             if code == 429 or code >= 500:
                 raise Passing(f"it answered {code}", retry_after(error.response.headers.get("Retry-After"))) from error
@@ -165,10 +165,13 @@ def retry_after(header: str | None) -> float:
 
 
 def in_shared_cache(source: str, path: str, revision: str) -> Path | None:
-    """The file in the cache that huggingface_hub's users share, if another program left it there."""
+    """The file in the cache that huggingface_hub's users share, if another program left it there.
+
+    revision: "" for what was the newest when it was left there.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, path, revision=revision)
+    found = try_to_load_from_cache(source, path, revision=revision or None)
     return Path(found) if isinstance(found, str) else None
 
 

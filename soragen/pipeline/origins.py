@@ -14,6 +14,10 @@ from soragen.errors import InputError, WeightsError
 from soragen.layout import ALSO, COMPONENTS, INDEX, is_confined, needed_files
 from soragen.models.hub import RemoteFile
 
+NO_PICKLES = "pickles (.bin, .pth) can run code and are not read"
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+NETWORKS = ("transformer", "transformer_2", "vae", "text_encoder", "image_encoder", "latent_upsampler")
+"""Folders with weights."""
 TOGETHER = {"text_encoder": ("text_encoder", "tokenizer")}
 """Folders that come with a part."""
 
@@ -28,14 +32,31 @@ class Origin:
     file: str = ""
 
     def wanted(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
-        """Those of the repository's files. Raises InputError, and WeightsError where the named one is not there."""
+        """Those of the repository's files. Raises InputError, and WeightsError where the named one is not there, or
+        the weights of a folder only as pickles.
+        """
         there = {file.path: file for file in files}
+        refuse_pickles(self.source, (path for path in there if path.partition("/")[0] in self.folders))
         paths = [path for path in needed_files(there) if path.partition("/")[0] in self.folders]
         if self.file:
             if self.file not in there:
                 raise WeightsError(f"{self.source} has no file {self.file}", "its publisher may have renamed it")
             paths.append(self.file)
         return [there[path] for path in paths]
+
+
+def refuse_pickles(where: object, paths: Iterable[str]) -> None:
+    """Raises WeightsError for a component with weights that are pickles alone.
+
+    where: the repository or folder that holds `paths`, for the error.
+    """
+    inside: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        inside.setdefault(path.rpartition("/")[0], []).append(path)
+    for folder in NETWORKS:
+        pickles = [path for path in inside.get(folder, ()) if path.endswith(PICKLES)]
+        if pickles and not any(path.endswith(".safetensors") for path in inside[folder]):
+            raise WeightsError(f"{where} holds the weights of {folder} only as {pickles[0]}", NO_PICKLES)
 
 
 def origins(checkpoint: Checkpoint) -> tuple[Origin, ...]:

@@ -18,9 +18,9 @@ from soragen.models import hub
 from soragen.models.download import Refused, check_access, download, read_digests, reuse
 from soragen.models.hub import RemoteFile, Repository
 from soragen.pipeline.events import Listener, Note, Progress, Stage
-from soragen.pipeline.origins import origins, single_files
+from soragen.pipeline.origins import NO_PICKLES, origins, single_files
 
-NO_PICKLES = "pickles (.bin, .pth) can run code and are not read"
+WRONG_SOURCE = "its source may be wrong"
 SPARE = 2**28
 """Bytes of the disk that are left free beside the files."""
 
@@ -131,7 +131,7 @@ def pull(plan: Pull, listen: Listener) -> Path:
             source=plan.checkpoint.source,
             revision=plan.repositories[0].revision,
             complete=False,
-            agreed={**_agreement(plan.checkpoint), **before.agreed},
+            agreed={**agreement(plan.checkpoint), **before.agreed},
             files=tuple(kept.values()),
         )
         write_record(folder, record)
@@ -151,7 +151,9 @@ def pull(plan: Pull, listen: Listener) -> Path:
                     raise _explained(refused, repository, remote.path) from refused
             record = replace(record, files=(*record.files, file))
             write_record(folder, record)
-        _complete(plan.checkpoint, folder, record)
+        if missing := lacks(plan.checkpoint, folder):  # no fault of the next stage
+            raise WeightsError(f"the repository of {plan.checkpoint.name} lacks {', '.join(missing)}", WRONG_SOURCE)
+        complete(plan.checkpoint, folder, record)
     return folder
 
 
@@ -184,11 +186,16 @@ def _recorded(record: Record | None, folder: Path, remote: RemoteFile) -> File |
 
 def _bytes_to_come(folder: Path, repository: Repository, file: RemoteFile) -> int:
     """Bytes of a file that are not on this machine, by the look of it."""
-    elsewhere = [folder / file.path, *_elsewhere(folder, repository, file)]
-    if any(path.is_file() and path.stat().st_size == file.size for path in elsewhere):
+    if look_here(folder, repository, file) is not None:
         return 0
     part = folder / f"{file.path}.part"
     return file.size - (min(part.stat().st_size, file.size) if part.is_file() else 0)
+
+
+def look_here(folder: Path, repository: Repository, file: RemoteFile) -> Path | None:
+    """Where on this machine the file is, by its size; a model in `folder` comes first."""
+    places = (folder / file.path, *_elsewhere(folder, repository, file))
+    return next((path for path in places if path.is_file() and path.stat().st_size == file.size), None)
 
 
 def _found(plan: Pull, repository: Repository, remote: RemoteFile, target: Path, listen: Listener) -> File | None:
@@ -218,20 +225,24 @@ def _elsewhere(own: Path, repository: Repository, remote: RemoteFile) -> Iterato
                     yield folder / file.path
 
 
-def _complete(checkpoint: Checkpoint, folder: Path, record: Record) -> None:
-    """Marks the model as whole, after a look at its parts: what a repository lacks is no fault of the next stage."""
+def lacks(checkpoint: Checkpoint, folder: Path) -> list[str]:
+    """What the files in `folder` lack to be the model; those that hold networks are laid out."""
     if files := single_files(checkpoint):
-        from soragen.pipeline.assemble import lay_out  # brings torch, which no other pull needs
+        from soragen.pipeline.assemble import lay_out  # brings torch, which no other model needs
 
         lay_out(folder, [folder / file for file in files])
-    if missing := missing_parts(folder):
-        raise WeightsError(f"the repository of {checkpoint.name} lacks {', '.join(missing)}", "its source may be wrong")
+    return missing_parts(folder)
+
+
+def complete(checkpoint: Checkpoint, folder: Path, record: Record) -> None:
+    """Marks the model as whole. Raises WeightsError where its configs are those of another one."""
     if denied := compare(folder, checkpoint.signature)[1]:
-        raise WeightsError(f"{record.source} is not {checkpoint.name}: {'; '.join(denied)}", "its source may be wrong")
+        raise WeightsError(f"{record.source} is not {checkpoint.name}: {'; '.join(denied)}", WRONG_SOURCE)
     write_record(folder, replace(record, complete=True))
 
 
-def _agreement(checkpoint: Checkpoint) -> dict[str, str]:
+def agreement(checkpoint: Checkpoint) -> dict[str, str]:
+    """The licences of the checkpoint, agreed to today."""
     today = datetime.now(UTC).date().isoformat()
     return {licence.id: today for licence in checkpoint.licences.values()}
 
@@ -240,7 +251,8 @@ def _explained(refused: Refused, repository: Repository, path: str) -> WeightsEr
     endpoint, source = repository.endpoint, repository.source
     if refused.code in (401, 403):
         return hub.no_access(source, endpoint, refused.code)
-    return WeightsError(f"{endpoint} answered {refused.code} for {path} of {source}", "try another --endpoint")
+    hint = "its publisher may have changed it meanwhile: pull again, or try another --endpoint"
+    return WeightsError(f"{endpoint} answered {refused.code} for {path} of {source}", hint)
 
 
 def _existing(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import BIG, COMMIT, NEEDED, SOURCE, WEIGHTS, Asked, Hub, a_checkpoint
+from hub_server import BIG, COMMIT, NEEDED, SOURCE, WEIGHTS, Asked, Hub, a_checkpoint, in_shared_cache
 
 from soragen.catalog import checkpoint_folder, find
 from soragen.cli import app, entry
@@ -222,6 +222,36 @@ def test_what_is_not_there_is_named(place: Path, server: Hub, key: str, value: s
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(("code", "said", "hint"), [
+    (403, f"{SOURCE} is gated", "sign in and agree"),
+    (404, f"{SOURCE} is not there, or not for you", "check the name; if it is private, make a token at"),
+])  # fmt: skip
+def test_a_list_of_files_that_is_refused(place: Path, server: Hub, code: int, said: str, hint: str) -> None:
+    """With no word of the hub's own beside the code, as mirrors answer."""
+    server.listing = [code]
+    with pytest.raises(WeightsError, match=said) as caught:
+        fetch(server)
+    assert hint in str(caught.value.hint) and "try again later" not in str(caught.value.hint)
+    assert len(server.asked) == 1  # it does not pass: nobody waits for it
+
+
+@pytest.mark.parametrize(("code", "said", "hint"), [
+    (403, f"{SOURCE} is gated", "sign in and agree"),
+    (404, f"answered 404 for .* of {SOURCE}", "pull again, or try another --endpoint"),
+])  # fmt: skip
+def test_a_file_that_is_refused(place: Path, server: Hub, code: int, said: str, hint: str) -> None:
+    server.refusal = code
+    with pytest.raises(WeightsError, match=said) as caught:
+        plan_pull("tiny", server.url)  # before the first byte
+    assert hint in str(caught.value.hint) and not server.fetched()
+    server.refusal, server.status[BIG] = 0, [code]
+    with pytest.raises(WeightsError, match=said) as caught:
+        fetch(server)  # or after many
+    assert hint in str(caught.value.hint) and len(server.fetched(BIG)) == 1
+    fetch(server)
+    assert_whole(server, place)
+
+
 def test_a_hub_that_is_not_there(place: Path, server: Hub) -> None:
     with pytest.raises(WeightsError, match="cannot be reached") as caught:
         plan_pull("tiny", "http://127.0.0.1:9")
@@ -252,10 +282,22 @@ def test_paths_that_lead_out_are_refused(place: Path, server: Hub, path: str) ->
 
 
 def test_a_repository_with_pickles_alone_is_refused(place: Path, server: Hub) -> None:
-    server.files = {path: data for path, data in server.files.items() if not path.endswith(".safetensors")}
+    server.files = {path: data for path, data in server.files.items() if not path.endswith((".safetensors", ".bin"))}
+    server.files["diffusion_pytorch_model.bin"] = b"a pickle"
     with pytest.raises(WeightsError, match="no weights in safetensors") as caught:
         plan_pull("tiny", server.url)
     assert "pickles" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("pickle", ["text_encoder/pytorch_model.bin", "vae/model.pth"])
+def test_one_component_as_a_pickle_is_refused_before_the_first_byte(place: Path, server: Hub, pickle: str) -> None:
+    folder = pickle.partition("/")[0]
+    server.files = {path: data for path, data in server.files.items() if not path.startswith(f"{folder}/")}
+    server.files |= {pickle: b"a pickle", f"{folder}/config.json": b"{}", f"{folder}/x.bin.index.json": b"{}"}
+    with pytest.raises(WeightsError, match=f"{SOURCE} holds the weights of {folder} only as {pickle}") as caught:
+        fetch(server)
+    assert "pickles (.bin, .pth) can run code" in str(caught.value.hint)
+    assert not server.fetched() and not place.exists()
 
 
 def test_another_model_in_its_place_is_named(place: Path, server: Hub) -> None:
@@ -277,21 +319,8 @@ def test_two_at_once_are_told_apart(place: Path, server: Hub) -> None:
 # What is on this machine already
 
 
-def in_shared_cache(folder: Path, server: Hub) -> Path:
-    """The checkpoint as huggingface_hub would have left it."""
-    repository = folder / "hf" / "hub" / "models--someone--tiny"
-    for path, data in server.files.items():
-        blob = repository / "blobs" / hashlib.sha256(data).hexdigest()
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        blob.write_bytes(data)
-        link = repository / "snapshots" / COMMIT / path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(blob)
-    return repository
-
-
 def test_files_in_the_shared_cache_are_used(place: Path, server: Hub, tmp_path: Path) -> None:
-    repository = in_shared_cache(tmp_path, server)
+    repository = in_shared_cache(tmp_path / "hf" / "hub", SOURCE, server.files)
     (repository / "snapshots" / COMMIT / BIG).resolve().write_bytes(b"damaged".ljust(len(server.files[BIG])))
     events = fetch(server)
     assert_whole(server, place)
@@ -329,7 +358,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def test_killed_and_resumed_from_a_mirror(place: Path, server: Hub, tmp_path: Path) -> None:
     server.throttle = 0.1
-    process = command(tmp_path, "pull", "tiny", "--yes", HF_ENDPOINT=server.url)
+    process = command(tmp_path, "pull", "tiny", "--yes", "--quiet", HF_ENDPOINT=server.url)
     part, deadline = place / f"{BIG}.part", time.monotonic() + 60
     while not (part.is_file() and part.stat().st_size > 600_000):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
@@ -384,9 +413,18 @@ def test_a_terminal_is_asked_once(
 
 def test_offline_takes_the_shared_cache_and_opens_no_socket(place: Path, server: Hub, tmp_path: Path) -> None:
     code, _, err = ended(command(tmp_path, "pull", "tiny", "--yes", HF_HUB_OFFLINE="1", HF_ENDPOINT=server.url))
-    assert code == 3 and "HF_HUB_OFFLINE" in err
-    in_shared_cache(tmp_path, server)
+    assert code == 3 and "HF_HUB_OFFLINE is set" in err and f"does not hold {SOURCE}\n" in err
+    cached = in_shared_cache(tmp_path / "hf" / "hub", SOURCE, server.files) / "snapshots" / COMMIT / BIG
+    kept = cached.rename(tmp_path / "kept")
+    code, out, err = ended(command(tmp_path, "pull", "tiny", "--yes", HF_HUB_OFFLINE="1", HF_ENDPOINT=server.url))
+    assert (code, out) == (3, "") and f"does not hold {BIG} of {SOURCE}\n" in err
+    kept.rename(cached)
+    before = read_record(place)
+    code, out, err = ended(command(tmp_path, "pull", "tiny", "--dry-run", HF_HUB_OFFLINE="1", HF_ENDPOINT=server.url))
+    assert (code, out) == (0, "") and "Apache-2.0" in err and read_record(place) == before
     code, out, err = ended(command(tmp_path, "pull", "tiny", "--yes", HF_HUB_OFFLINE="1", HF_ENDPOINT=server.url))
     assert (code, out) == (0, f"{place}\n"), err
     assert_whole(server, place)
+    record = read_record(place)
+    assert record and (record.source, record.revision) == (SOURCE, COMMIT) and set(record.agreed) == {"Apache-2.0"}
     assert server.asked == list[Asked]()

@@ -22,6 +22,7 @@ from soragen.pipeline.report import models_report
 from soragen.pipeline.verify import failure, verify
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
+ENCODER = "text_encoder/model.safetensors"
 
 
 @pytest.fixture
@@ -107,6 +108,10 @@ def test_add_refuses_what_it_is_not(have: Path, tmp_path: Path, no_network: None
     write(tmp_path / "pickles", pickles)
     with pytest.raises(WeightsError, match="no weights in safetensors"):
         add(tmp_path / "pickles", None, ignore)
+    write(tmp_path / "one", {path: data for path, data in a_checkpoint().items() if path != ENCODER})
+    with pytest.raises(WeightsError, match=r"one holds the weights of text_encoder only as .*\.bin") as refused:
+        add(tmp_path / "one", None, ignore)
+    assert "can run code" in str(refused.value.hint)
     write(tmp_path / "unknown", a_checkpoint(num_layers=77))
     with pytest.raises(InputError, match="cannot be told") as caught:
         add(tmp_path / "unknown", None, ignore)
@@ -200,5 +205,8 @@ def test_the_commands(have: Path, no_network: None, capsys: pytest.CaptureFixtur
 
 
 def test_no_command_but_pull_opens_a_socket(have: Path, no_network: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert entry.run(app, ["generate", "a ball", "--model", "tiny"]) == 3
-    assert "soragen models pull tiny" in capsys.readouterr().err
+    for arguments in (["generate", "a ball"], ["generate", "a ball", "--dry-run"], ["image", "a ball", "--dry-run"]):
+        assert entry.run(app, [*arguments, "--model", "tiny"]) == 3
+        err = capsys.readouterr().err
+        assert "tiny is not on this machine" in err and "\nhint: soragen models pull tiny; " in err
+        assert "soragen models pull tiny --dry-run shows what it would take" in err

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import COMMIT, SOURCE, Hub
+from hub_server import COMMIT, SOURCE, Hub, in_shared_cache
 from safetensors.torch import save
 
 from soragen.catalog import checkpoint_folder, find, identify
@@ -139,9 +139,15 @@ def test_a_folder_of_ones_own_needs_it_inside(place: Path, folder: Path, lora: b
     assert [one.path for one in own_loras(find(str(folder)), folder)] == [folder / FILE]
 
 
-def test_offline_says_what_works(place: Path) -> None:
-    with pytest.raises(WeightsError, match="LoRA from another repository"):
+def test_offline_it_comes_from_the_shared_cache(place: Path, server: Hub, tmp_path: Path) -> None:
+    in_shared_cache(tmp_path / "cache", SOURCE, server.files)
+    with pytest.raises(WeightsError, match=f"does not hold {FILE} of {OTHER}$"):
         add_from_shared_cache(NAME, lambda event: None)
+    assert not place.exists()
+    in_shared_cache(tmp_path / "cache", OTHER, server.others[OTHER])
+    assert add_from_shared_cache(NAME, lambda event: None) == place == checkpoint_folder(find(NAME))
+    assert not [one for one in verify(NAME, lambda event: None) if one.problem]
+    assert not server.asked and not (place / "other.safetensors").exists()
 
 
 @pytest.mark.parametrize("part", ["lora_high", "lora"])

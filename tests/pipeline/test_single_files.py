@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hub_server import COMMIT, SOURCE, Hub
+from hub_server import COMMIT, SOURCE, Hub, in_shared_cache
 from safetensors.torch import save
 
 from soragen.catalog import catalog, checkpoint_folder, find, identify
@@ -22,6 +25,7 @@ from soragen.models.offload import measure
 from soragen.pipeline.add import add_from_shared_cache
 from soragen.pipeline.memory import Machine, weigh
 from soragen.pipeline.origins import origins
+from soragen.pipeline.prospect import prospect
 from soragen.pipeline.pull import plan_pull, pull
 from soragen.pipeline.verify import verify
 
@@ -163,10 +167,49 @@ def test_names_that_lead_out_are_refused(place: Path, tmp_path: Path, file: str)
         origins(find("tiny"))
 
 
-def test_offline_says_how_to_add_them(place: Path) -> None:
-    with pytest.raises(WeightsError, match="single files") as caught:
-        add_from_shared_cache("tiny", lambda event: None)
-    assert f"models add {FILE} {UPSAMPLER}" in str(caught.value.hint)
+def test_offline_they_come_from_the_shared_cache(place: Path, server: Hub, tmp_path: Path) -> None:
+    """All of them, laid out as a pull would; what is not there is named, with its repository."""
+
+    def take() -> Path:
+        return add_from_shared_cache("tiny", lambda event: None)
+
+    with pytest.raises(WeightsError, match=f"does not hold {FILE} of {SOURCE}$"):
+        take()
+    own = in_shared_cache(tmp_path / "cache", SOURCE, {FILE: server.files[FILE]})
+    with pytest.raises(WeightsError, match=f"does not hold {OTHER}$"):
+        take()
+    encoder = {path: data for path, data in encoder_files().items() if not path.startswith("tokenizer/")}
+    in_shared_cache(tmp_path / "cache", OTHER, encoder)
+    with pytest.raises(WeightsError, match=f"does not hold {UPSAMPLER} of {SOURCE}$"):
+        take()
+    in_shared_cache(tmp_path / "cache", SOURCE, {UPSAMPLER: server.files[UPSAMPLER]})
+    with pytest.raises(WeightsError, match=f"does not hold tokenizer/tokenizer.json of {OTHER}$"):
+        take()
+    with pytest.raises(WeightsError, match="only partly"):
+        checkpoint_folder(find("tiny"))
+    shutil.rmtree(tmp_path / "cache" / "models--someone--encoders")
+    in_shared_cache(tmp_path / "cache", OTHER, encoder_files())
+    assert take() == place == checkpoint_folder(find("tiny"))
+    assert all((place / part / FILE).samefile(own / "snapshots" / COMMIT / FILE) for part in ("transformer", "vae"))
+
+    def state() -> tuple[Any, set[Any], set[Path]]:
+        record = read_record(place)
+        assert record
+        laid_out = {path.relative_to(place) for path in place.rglob("*") if path.is_file()}
+        return replace(record, files=()), set(record.files), laid_out
+
+    offline = state()
+    fetch(server)
+    assert not server.fetched() and state() == offline
+    shutil.rmtree(place)
+    fetch(server)
+    assert state() == offline
+
+
+def test_what_they_need_in_memory_is_said_before(place: Path, server: Hub) -> None:
+    """The text encoder has no more than its sizes in this test; config.json of the others is made of their headers."""
+    (line,) = prospect(plan_pull("tiny", server.url))
+    assert line.startswith("memory    704x512, 161 frames on ") and not server.fetched() and not place.exists()
 
 
 def test_a_folder_is_no_model_that_is_published_as_a_file(place: Path, tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def test_what_holds_for_all_shots_is_said_in_the_file_or_instead_of_it(board: An
     for shot in board(head=head, instead=instead).shots:
         assert (shot.quantize, shot.attention) == ("fp8", "flash3")
         assert [(lora.spelled, lora.partial) for lora in shot.loras] == [("light.safetensors:2", True)]
+    head = HEAD.replace("{model}", "no such model")
+    assert {shot.checkpoint for shot in board(head=head, instead={"model": "pocket"}).shots} == {"pocket"}
     with pytest.raises(InputError, match="shot 1 has an unknown key 'quantize'"):
         board('[[shot]]\nprompt = "a"\nquantize = "int8"\n')
 
