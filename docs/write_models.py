@@ -39,7 +39,7 @@ PARTS = {
     "text_encoder": "text encoder", "image_encoder": "image encoder", "transformer": "transformer",
     "transformer_2": "second transformer", "vae": "VAE",
 }  # fmt: skip
-LIKE = {"image_encoder": "text_encoder", "transformer_2": "transformer"}
+LIKE = {"image_encoder": "vae", "transformer_2": "transformer"}
 """Parts that compute in the type of another one."""
 PROMPT, PROMPT_FOR_POCKET = '"a red fox runs through fresh snow"', '"a red ball bouncing on green grass"'
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -111,9 +112,9 @@ def test_networks_of_both_sides_hold_the_same_weights(
     watch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gpu = importlib.import_module("gpu")
-    cases = ["wan2.2-ti2v-5b", "ltx-video-0.9.5", "wan2.2-t2v-a14b"]
-    words = ["--device", "cpu", "--tiny", "--steps", "1", *(word for case in cases for word in ("--case", case))]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *words, "--json"])
+    cases = ["wan2.1-t2v-1.3b", "wan2.2-ti2v-5b", "ltx-video-0.9.5", "wan2.2-t2v-a14b"]
+    assert cases == [case.name for case in gpu.CASES]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny", "--steps", "1", "--json"])
     gpu.main()
     said = json.loads(capsys.readouterr().out)
     assert said["ceiling_tflops"] > 0 and [found["case"] for found in said["results"]] == cases
@@ -123,7 +124,33 @@ def test_networks_of_both_sides_hold_the_same_weights(
             assert found[what]["deviation"] <= 1e-5
             assert all(found[what][side]["seconds"] > 0 for side in gpu.SIDES)
         assert all(found["step"][side]["ceiling"] > 0 for side in gpu.SIDES)
-    assert len(gpu.markdown(said["results"]).splitlines()) == 2 + 2 * 5
+    assert len(gpu.markdown(said["results"]).splitlines()) == 2 + 2 * 7
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cuda:99"])
     with pytest.raises(SystemExit, match=r"not available: this machine has .*cpu"):
         gpu.main()
+
+
+@pytest.mark.parametrize(("tiny", "frames", "size"), [(True, 17, "96x64"), (False, 5, "64x96")])
+def test_one_part_at_a_size_of_its_own(
+    watch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: bool, frames: int,
+    size: str,
+) -> None:  # fmt: skip
+    """--size and --frames say what is decoded, unless --tiny does; networks are thin here in both."""
+    gpu = importlib.import_module("gpu")
+    decode = gpu.Bench.decode
+
+    def thin(bench: Any, case: Any, configs: Path, grid: Any) -> Any:
+        (configs / "vae" / "config.json").write_text(json.dumps(gpu.vae_config(case.name, gpu.TINY)))
+        return decode(bench, case, configs, grid) | {"latents": grid.latent_shape}
+
+    monkeypatch.setattr(gpu.Bench, "decode", thin)
+    words = ["--what", "decode", "--size", "64x96", "--frames", "5", *(["--tiny"] if tiny else [])]
+    words += ["--case", "wan2.1-t2v-1.3b", "--case", "wan2.2-t2v-a14b"]  # the second one has the VAE of the first
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--steps", "1", "--json", *words])
+    gpu.main()
+    first, second = json.loads(capsys.readouterr().out)["results"]
+    width, height = (int(side) for side in size.split("x"))
+    assert first["decode"]["latents"] == [1 + frames // 4, height // 8, width // 8]
+    assert size in first["size"] and first["decode"]["deviation"] <= 1e-5
+    assert "step" not in first and not {"step", "decode"} & second.keys()
+    assert len(gpu.markdown([first, second]).splitlines()) == 2 + 2

@@ -13,7 +13,7 @@ Axis letters: B batch, C channels, T frames, H, W, L text tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -196,11 +196,19 @@ class ImageFamily(Family, Protocol):
         ...
 
     def read_images(
-        self, folder: Path, images: Mapping[int, Tensor], grid: Grid, device: torch.device, dtype: torch.dtype
+        self,
+        folder: Path,
+        images: Mapping[int, Tensor],
+        grid: Grid,
+        *,
+        load_vae: Callable[[], Vae],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> ImageCondition:
         """What the transformer sees of given frames: number in the clip, from 0, to picture [H, W, 3] in 0..1.
 
-        The networks that it takes are gone afterwards. Raises InputError for frames the checkpoint does not take.
+        load_vae: is called when latents are needed. device, dtype: of a network that looks at the pictures; it is gone
+        before that. Raises InputError for frames the checkpoint does not take.
         """
         ...
 

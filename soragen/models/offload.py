@@ -58,7 +58,7 @@ def measure(files: Path, tables: tuple[str, ...] = ()) -> Sizes:
     lists: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
     rest = 0
     for path in weight_files(files):
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # headers alone, see `weights.open_file`
             for key in own_names(files, file.keys()):
                 count = math.prod(file.get_slice(key).get_shape())
                 if numbered := re.match(r"(.+?)\.(\d+)\.", key):

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from soragen.errors import WeightsError
+from soragen.errors import ResourceError, WeightsError
 from soragen.models.fingerprint import describe, not_safetensors, quantised, read_headers
 from soragen.models.keys import Naming, our_names
 
@@ -281,9 +281,17 @@ def _shards(index: Path) -> list[Path]:
 
 
 def open_file(path: Path) -> Any:
-    """A safetensors file, mapped, to be read tensor by tensor. Raises WeightsError for another kind of file."""
+    """A safetensors file, mapped, to be read tensor by tensor. Raises WeightsError for another kind of file.
+
+    Torch maps files as if it would write into its copy: for one larger than all memory that is more than most systems
+    grant. Raises ResourceError then.
+    """
     try:
         return safe_open(path, framework="pt", device="cpu")
+    except RuntimeError as error:
+        size = path.stat().st_size / 1e9
+        hint = "on Linux `sysctl vm.overcommit_memory=1` allows it; a model in several files does without"
+        raise ResourceError(f"{path}, {size:.1f} GB, cannot be mapped into memory ({error})", hint) from error
     except (SafetensorError, OSError) as error:
         with path.open("rb") as file:
             raise not_safetensors(path, file.read(64)) from error

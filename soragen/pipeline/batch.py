@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from soragen.catalog import find
 from soragen.errors import InputError, OutputError, SoragenError
 from soragen.leftovers import leftover
 from soragen.models.device import free_memory
+from soragen.models.family import Vae
 from soragen.models.offload import Residence
 from soragen.pipeline import run
 from soragen.pipeline.asking import keys_of, request_of, sources_in
@@ -230,6 +232,7 @@ class Batch:
             encoded = self._encode(jobs, contexts)
             free(first)
             read = self._read(encoded, contexts)
+            free(first)
             for loras in dict.fromkeys(job.plan.request.loras for job in read):
                 self._denoise([job for job in read if job.plan.request.loras == loras], contexts)
                 free(first)
@@ -252,10 +255,11 @@ class Batch:
 
     def _read(self, jobs: Sequence[Job], contexts: Contexts) -> list[Job]:
         """The jobs whose given frames, where they have any, are in `contexts` now."""
+        load = cache(lambda: load_whole_vae(jobs[0].plan))
         read = []
         for job in jobs:
             with self._guarded(job):
-                contexts.write_given(job.key, *run.encode_given(job.plan, job.clock))
+                contexts.write_given(job.key, *run.encode_given(job.plan, job.clock, load))
                 read.append(job)
         return read
 
@@ -280,7 +284,7 @@ class Batch:
         if not jobs:
             return
         with jobs[0].clock.timed("load"):
-            vae = run.load_vae(replace(jobs[0].plan, tile=None))  # each job has tiles of its own
+            vae = load_whole_vae(jobs[0].plan)
         for number, job in enumerate(jobs, 1):
             job.clock.listen = self._about(job.line, f"{number} of {len(jobs)}")
             path = None
@@ -336,6 +340,11 @@ def strictest(jobs: Sequence[Job], part: str) -> Plan:
     """Of the plans of `jobs`, one that leaves the least of a network in memory: so all of them have room."""
     order = list(Residence)
     return max((job.plan for job in jobs), key=lambda plan: order.index(plan.residence_of(part)))
+
+
+def load_whole_vae(plan: Plan) -> Vae:
+    """For all jobs of a checkpoint, each of which has tiles of its own."""
+    return run.load_vae(replace(plan, tile=None))
 
 
 def _holds(output: Path, request: Request) -> bool:

@@ -44,7 +44,7 @@ def lay_on(grid: Grid, frames: Tensor) -> Tensor:
     """Frames [t, H, W, 3] uint8 of the rendered size as float32 in 0..1 of the grid's, their borders drawn out."""
     top, left = grid.crop
     bottom, right = grid.height - grid.size.height - top, grid.width - grid.size.width - left
-    pictures = frames.permute(0, 3, 1, 2).float() / 255  #               [t, 3, H, W]
+    pictures = frames.permute(0, 3, 1, 2).float().div_(255)  #           [t, 3, H, W]
     return F.pad(pictures, (left, right, top, bottom), mode="replicate").permute(0, 2, 3, 1)
 
 

@@ -98,8 +98,8 @@ def read_conditions(
 ) -> Conditions:
     """`clips` as the transformer of `checkpoint`, in `folder`, takes them; none of them is no condition.
 
-    grid: of the whole timeline. load_vae: is called when latents are needed; the VAE is gone afterwards. device, dtype:
-    of the networks that look at images.
+    grid: of the whole timeline. load_vae: is called when latents are needed; the VAE is not held afterwards. device,
+    dtype: of the networks that look at images.
 
     A clip at frame 0 may have any length, a later one begins with a latent frame; frames at its end that fill none are
     left out. A single frame may stand anywhere: the latent frame it lies in is known as one that stands still.
@@ -114,12 +114,13 @@ def read_conditions(
         pictures = {clip.start: clip.frames[0] for clip in clips}
         if not pictures.keys() <= {0, grid.num_frames - 1}:
             raise ValueError(f"pictures at {sorted(pictures)} of {grid.num_frames} frames: the first, the last or both")
-        return Conditions(None, image=family.read_images(folder, pictures, grid, device, dtype))
+        image = family.read_images(folder, pictures, grid, load_vae=load_vae, device=device, dtype=dtype)
+        gc.collect()
+        free_memory(device)
+        return Conditions(None, image=image)
 
     as_keyframes = isinstance(family, KeyframeFamily) and family.takes_keyframes(folder)
-    vae = load_vae()
-    known, keyframes = _encode(vae, clips, grid, as_keyframes)
-    del vae
+    known, keyframes = _encode(load_vae(), clips, grid, as_keyframes)
     gc.collect()
     free_memory(device)
     return Conditions(_known(checkpoint, known, grid, device), tuple(keyframes), note=_note(checkpoint, clips))

@@ -14,7 +14,7 @@ from torch import Tensor
 from soragen.models.family import Upscaler
 from soragen.pipeline.clock import Clock
 from soragen.pipeline.events import Listener, Note
-from soragen.pipeline.handover import Join, hand_over
+from soragen.pipeline.handover import Join, hand_over, neighbours
 from soragen.pipeline.plan import Plan
 from soragen.pipeline.timeline import Given, Piece
 from soragen.request import Edit, Request
@@ -75,10 +75,7 @@ class _Made:
 
     def piece(self, piece: Piece) -> Iterator[Tensor]:
         """Chunks uint8 [t, H, W, 3] of a piece; beside given frames that the file has from a source, it is joined."""
-        timeline, end = self.plan.timeline, piece.first + piece.count
-        outside = [given for given in timeline.given if not timeline.shows(given.start)]
-        before = next((given for given in outside if given.start + given.count == piece.first), None)
-        after = next((given for given in outside if given.start >= end), None)
+        before, after = neighbours(self.plan.timeline, piece)
         chunks = self.frames(piece.first, piece.count)
         if before is not None or after is not None:
             chunks = hand_over(
@@ -113,15 +110,17 @@ class _Made:
             shown = taken[max(0, first - self.next) :]
             self.next += len(taken)
             if len(shown):
-                yield self._sized(shown)
+                yield from self._sized(shown)
 
-    def _sized(self, frames: Tensor) -> Tensor:
+    def _sized(self, frames: Tensor) -> Iterator[Tensor]:
+        """Of the size of the file where frames of a source have it; scaled one by one, as they may grow large."""
         size = self.plan.request.size
         if not self.plan.has_source_pieces or frames.shape[1:3] == (size.height, size.width):
-            return frames
-        pictures = frames.permute(0, 3, 1, 2)
-        scaled = F.interpolate(pictures, (size.height, size.width), mode="bicubic", antialias=True)
-        return scaled.clamp(0, 1).permute(0, 2, 3, 1)
+            yield frames
+            return
+        for picture in frames.permute(0, 3, 1, 2).split(1):
+            scaled = F.interpolate(picture, (size.height, size.width), mode="bicubic", antialias=True)
+            yield scaled.clamp_(0, 1).permute(0, 2, 3, 1)
 
 
 def audio_of(plan: Plan) -> list[Audio]:

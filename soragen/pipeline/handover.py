@@ -18,6 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soragen.pipeline.timeline import Given, Piece, Timeline
+from soragen.size import VideoSize
+from soragen.video.write import to_uint8
+
 LENGTH = 1.0
 """Seconds that the difference takes to fade."""
 MOST_FRAMES = 16
@@ -26,6 +30,8 @@ SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
 BLOCK = 8
 """Pixels of a block's side."""
+WORKING = 6
+"""Frames of floats that are there at most while one is joined."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,30 @@ def fade(distance: int, length: int) -> float:
     return max(0.0, 1 - (distance - 1) / length)
 
 
+def neighbours(timeline: Timeline, piece: Piece) -> tuple[Given | None, Given | None]:
+    """Given frames right before a made piece of the file, and after it, that are in the file as they came."""
+    outside = [given for given in timeline.given if not timeline.shows(given.start)]
+    before = next((given for given in outside if given.start + given.count == piece.first), None)
+    after = next((given for given in outside if given.start >= piece.first + piece.count), None)
+    return before, after
+
+
+def num_held(fps: float) -> int:
+    """How many frames a join reaches over, and how many are held back where one follows."""
+    return max(1, min(MOST_FRAMES, round(LENGTH * fps)))
+
+
+def held_bytes(timeline: Timeline, size: VideoSize) -> int:
+    """Of all that the joins of a file hold at once: both frames of each, one that is joined, those held back."""
+    frame, most = 3 * size.area, 0
+    for piece in (piece for piece in timeline.pieces if piece.source is None):
+        before, after = neighbours(timeline, piece)
+        if num_joins := (before is not None) + (after is not None):
+            waiting = 0 if after is None else min(piece.count, num_held(float(size.fps)))
+            most = max(most, frame * (4 * (2 * num_joins + WORKING) + waiting))
+    return most
+
+
 def hand_over(
     chunks: Iterable[Tensor], before: Callable[[], Join] | None, after: Callable[[], Join] | None, fps: float
 ) -> Iterator[Tensor]:
@@ -58,19 +88,27 @@ def hand_over(
     last of them.
 
     before, after: called before the first frame is taken, and once all have come: the frames they need stand there in
-    the same stream. At most MOST_FRAMES are held back for the latter.
+    the same stream. At most MOST_FRAMES are held back for the latter, in 8 bits as the file has them.
     """
-    length = max(1, min(MOST_FRAMES, round(LENGTH * fps)))
+    length = num_held(fps)
     first = before() if before is not None else None
     waiting: deque[Tensor] = deque()
     for i, frame in enumerate(itertools.chain.from_iterable(chunks), start=1):
         if first is not None and i <= length:
             frame = first.applied(frame, fade(i, length))
-        waiting.append(frame)
-        while len(waiting) > (length if after is not None else 0):
-            yield waiting.popleft()[None]
+        if after is None:
+            yield frame[None]
+            continue
+        waiting.append(to_uint8(frame))
+        if len(waiting) > length:
+            yield to_float(waiting.popleft())[None]
     if waiting and after is not None:
         last = after()
         while waiting:
             share = fade(len(waiting), length)
-            yield last.applied(waiting.popleft(), share)[None]
+            yield last.applied(to_float(waiting.popleft()), share)[None]
+
+
+def to_float(frame: Tensor) -> Tensor:
+    """8 bits to 0..1."""
+    return frame.float().div_(255)

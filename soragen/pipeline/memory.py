@@ -18,24 +18,30 @@ from soragen.diffusion.grid import Grid
 from soragen.errors import ResourceError, WeightsError
 from soragen.models.device import memory_budget
 from soragen.models.family import Work
-from soragen.models.offload import Residence, Sizes, measure
+from soragen.models.offload import Residence, measure
 from soragen.models.t5 import TABLES
 from soragen.models.tiling import fit_tile
 from soragen.models.weights import own_names, weight_files
+from soragen.pipeline.handover import held_bytes
+from soragen.pipeline.timeline import Timeline
 from soragen.request import Request
+from soragen.video.read import chunk_frames
 
 PARTS = ("text_encoder", "transformer", "vae")
 STREAMED = {"text_encoder": "text", "transformer": "denoise"}
 """Parts whose blocks may come one at a time, and the stages in which they work."""
-SECOND_PARTS = {"image_encoder": "text_encoder", "transformer_2": "transformer"}
-"""Parts that only some checkpoints have, and the part that is never in memory together with them."""
-STREAMED_SECONDS = ("transformer_2",)
+LIKE = {"transformer_2": "transformer", "image_encoder": "vae"}
+"""Parts that only some checkpoints have, and the part in whose type each computes."""
+TURNS = {"transformer_2": "transformer"}
+"""Of those, the ones that are never in memory together with that part."""
 FIXED_BYTES = 375_000_000
 """Python, torch and its buffers, before any weights: measured, as are those of ffmpeg, on two cores."""
 FFMPEG_BYTES, FFMPEG_BYTES_PER_PIXEL = 50_000_000, 170
 """Of the process that encodes: H.264 looks forty frames ahead."""
 QUANTIZED_BYTES = 1.02
 """Of a weight in 8 bits, with the scale of its row and the few numbers of a block that stay as they are."""
+CLIPS_HELD = 2
+"""Copies of the largest given clip, in float32, that are there for a moment as it is read or encoded."""
 LATENTS_HELD = 8
 """Copies of a window's latents while it is denoised: noise, known ones, both estimates, the solver's past and next."""
 
@@ -54,7 +60,8 @@ class Machine:
 class Footprint:
     """Of a plan, all that counts in memory.
 
-    folder: of the checkpoint. grid: of the whole video; window_grid: of what is denoised at once. work: of one window,
+    folder: of the checkpoint. timeline: what is rendered, of what is given, and what the file is made of. grid: of the
+    whole video; window_grid: of what is denoised at once. work: of one window,
     in float32. weight_bytes: of each network as it is computed with; of two that take turns in memory, those of the
     larger; of one that is streamed, what of it is there at once. residence: of those parts that are not resident.
     tile: latents (height, width) that the VAE takes at once; None is all of them. upsampler_bytes: of the network that
@@ -64,6 +71,7 @@ class Footprint:
     request: Request
     folder: Path
     machine: Machine
+    timeline: Timeline
     grid: Grid
     window_grid: Grid
     latent_channels: int
@@ -85,26 +93,48 @@ class Footprint:
 
     @property
     def peak_bytes(self) -> dict[str, int]:
-        """What each stage holds at most: one network at a time. "encode" is ffmpeg's, beside "decode"."""
+        """What each stage holds at most: one network at a time. "encode" is ffmpeg's, beside "decode".
+
+        "read" is there where frames are given. An image encoder is gone before the VAE works, but where a list shares
+        the VAE that waits meanwhile.
+        """
         window = self.latent_bytes * self.window_grid.latent_shape[0] // self.grid.latent_shape[0]
         transformer = self.work.transformer_bytes * self.machine.transformer.itemsize // 4
         upsampler = self.upsampler_bytes * self.machine.vae.itemsize // 4
+        vae = FIXED_BYTES + self.weight_bytes["vae"]
+        read = vae + max(self.weight_bytes["image_encoder"], self.vae_bytes(self.tile)) + 2 * self.latent_bytes
         return {
             "text": FIXED_BYTES + self.weight_bytes["text_encoder"],
+            **({"read": read + self.given_bytes} if self.given_bytes else {}),
             "denoise": FIXED_BYTES
             + self.weight_bytes["transformer"]
             + max(transformer, upsampler)
             + 2 * self.latent_bytes
             + LATENTS_HELD * window,
-            "decode": FIXED_BYTES + self.weight_bytes["vae"] + self.decode_bytes(self.tile) + self.latent_bytes,
+            "decode": vae
+            + self.vae_bytes(self.tile)
+            + self.latent_bytes
+            + held_bytes(self.timeline, self.request.size),
             "encode": FFMPEG_BYTES + FFMPEG_BYTES_PER_PIXEL * self.request.size.area,
         }
 
     def residence_of(self, part: str) -> Residence:
         return self.residence.get(part, Residence.RESIDENT)
 
-    def decode_bytes(self, tile: tuple[int, int] | None) -> int:
-        """Activations of the decoder, on whole frames or on tiles of them, with the frames that are blended."""
+    @property
+    def given_bytes(self) -> int:
+        """Of given frames as floats, and of the copies of them; 0 where there are none."""
+        counts = [given.count for given in self.timeline.given]
+        if self.timeline.from_source:  # it streams, one chunk being made while the one before is in use
+            counts += [min(self.grid.num_frames, chunk_frames(self.grid.size.area))] * 2
+        return 4 * 3 * self.grid.width * self.grid.height * (sum(counts) + CLIPS_HELD * max(counts, default=0))
+
+    def vae_bytes(self, tile: tuple[int, int] | None) -> int:
+        """Activations of the VAE, on whole frames or on tiles of them, with the frames that are blended.
+
+        They are counted for the decoder. The encoder's are fewer: 0.45 to 0.96 of them beside their latents, at the
+        widths of the published checkpoints (a test).
+        """
         whole = self.work.vae_bytes * self.machine.vae.itemsize // 4
         if tile is None:
             return whole
@@ -122,10 +152,9 @@ class Footprint:
             )
         if self.tile is not None:
             _, down, across = self.grid.compression.stride
-            lines.append(
-                f"too little memory to decode whole frames: in tiles of {self.tile[1] * across}x{self.tile[0] * down}, "
-                "which is slower"
-            )
+            what = "encode and decode" if self.given_bytes else "decode"
+            sides = f"{self.tile[1] * across}x{self.tile[0] * down}"
+            lines.append(f"too little memory to {what} whole frames: in tiles of {sides}, which is slower")
         return lines
 
 
@@ -146,15 +175,17 @@ def fit_memory(plan: Fitted) -> Fitted:
                 "leave --quantize out: then its blocks come one at a time, at their own type",
             )
         plan = stream(plan, part)
-    if (excess := peaks["decode"] + encode - available) > 0:
+    if (excess := max(peaks["decode"] + encode, peaks.get("read", 0)) - available) > 0:
         plan = _cut(plan, excess)
     peaks = {**plan.peak_bytes, "decode": plan.peak_bytes["decode"] + encode, "encode": 0}
     stage, needed = max(peaks.items(), key=lambda item: item[1])
     if needed > available:
         less = f"{'leave --direct out, or ' if plan.request.direct else ''}ask for a smaller --size"
+        looking = FIXED_BYTES + plan.weight_bytes["vae"] + plan.weight_bytes["image_encoder"]
+        is_weights = stage == "text" or (stage == "read" and looking > available)
         raise ResourceError(
             f"{stage} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
-            f"{less} or fewer --seconds" if stage != "text" else "close other programs",
+            "close other programs" if is_weights else f"{less} or fewer --seconds",
         )
     return plan
 
@@ -166,10 +197,7 @@ def stream(plan: Fitted, part: str) -> Fitted:
     """
     on_card, width = plan.machine.device.type == "cuda", getattr(plan.machine, part).itemsize
     sizes = [measure(plan.folder / part, TABLES if part == "text_encoder" else ())]
-    for second, of in SECOND_PARTS.items():
-        if of == part and (plan.folder / second).is_dir():
-            blocks, block, rest = measure(plan.folder / second)
-            sizes.append(Sizes(blocks, block, rest) if second in STREAMED_SECONDS else Sizes(0, 0, blocks + rest))
+    sizes += [measure(plan.folder / second) for second, of in TURNS.items() if of == part and has(plan.folder, second)]
     held = width * max(rest + (2 if on_card else 1) * block for _, block, rest in sizes)
     waiting = width * max(blocks for blocks, _, _ in sizes)
     is_pinned = on_card and waiting + FIXED_BYTES <= 0.8 * memory_budget().available
@@ -183,22 +211,25 @@ def stream(plan: Fitted, part: str) -> Fitted:
 def _cut(plan: Fitted, excess: int) -> Fitted:
     """The plan with frames cut into the fewest tiles that need `excess` bytes less; as it is where none do."""
     _, height, width = plan.grid.latent_shape
-    left = plan.decode_bytes(None) - excess - plan.decode_bytes((0, 0))
-    area = left * height * width // max(1, plan.decode_bytes(None))
+    left = plan.vae_bytes(None) - excess - plan.vae_bytes((0, 0))
+    area = left * height * width // max(1, plan.vae_bytes(None))
     tile = fit_tile(height, width, area)
     return plan if tile is None else replace(plan, tile=tile)
 
 
 def weigh(folder: Path, machine: Machine, quantize: str | None = None) -> dict[str, int]:
     """`Footprint.weight_bytes` of the checkpoint in `folder`, from the headers of its files. Raises WeightsError."""
-    found = dict.fromkeys(PARTS, 0)
-    for part, counts_as in (*zip(PARTS, PARTS, strict=True), *SECOND_PARTS.items()):
-        if part in PARTS or (folder / part).is_dir():
-            width = getattr(machine, counts_as).itemsize
-            is_quantized = quantize is not None and part in (*STREAMED, *STREAMED_SECONDS)
-            size = _quantized_bytes(folder / part, width) if is_quantized else width * _num_weights(folder / part)
-            found[counts_as] = max(found[counts_as], size)
+    found = {**dict.fromkeys(PARTS, 0), "image_encoder": 0}
+    for part in (*PARTS, *(part for part in LIKE if has(folder, part))):
+        width, counts_as = getattr(machine, LIKE.get(part, part)).itemsize, TURNS.get(part, part)
+        is_quantized = quantize is not None and counts_as in STREAMED
+        size = _quantized_bytes(folder / part, width) if is_quantized else width * _num_weights(folder / part)
+        found[counts_as] = max(found[counts_as], size)
     return found
+
+
+def has(folder: Path, part: str) -> bool:
+    return (folder / part).is_dir()
 
 
 def _quantized_bytes(folder: Path, width: int) -> int:
@@ -212,7 +243,7 @@ def _num_weights(folder: Path) -> int:
     total = 0
     for path in weight_files(folder):
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="np") as file:  # headers alone; torch maps no file larger than memory
                 total += sum(math.prod(file.get_slice(key).get_shape()) for key in own_names(folder, file.keys()))
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is not a whole safetensors file ({error})", "fetch it again") from error

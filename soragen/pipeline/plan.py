@@ -29,7 +29,7 @@ from soragen.pipeline.lora_fits import Applied, fit_loras, own_loras
 from soragen.pipeline.memory import STREAMED, Footprint, Machine, fit_memory, weigh
 from soragen.pipeline.resolve import needs_image
 from soragen.pipeline.speed import Speed, find_speed, kind_of
-from soragen.pipeline.timeline import lay_timeline, room_of
+from soragen.pipeline.timeline import Timeline, lay_timeline, room_of
 from soragen.request import ATTENTIONS, Request
 from soragen.size import VideoSize, format_fps
 
@@ -39,8 +39,8 @@ WORTH_UPSCALING = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Footprint):
-    """windows: what is denoised at once, in order; all of the shape of `window_grid`. schedule: of one window. first: of
-    two passes the other one, whose upsampled latents this one starts from; see second_pass.py. speed: of a run like
+    """windows: what is denoised at once, in order; all of the shape of `window_grid`. schedule: of one window. first:
+    of two passes the other one, whose upsampled latents this one starts from; see second_pass.py. speed: of a run like
     this one, on this machine.
     """
 

@@ -10,7 +10,7 @@ import gc
 import platform
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -165,13 +165,17 @@ def encode_prompts(
     return context, negative[0] if negative else None
 
 
-def encode_given(plan: Plan, clock: Clock) -> tuple[Conditions, Tensor | None]:
-    """What the denoising starts from besides noise and words: given frames, and the video that is restyled."""
+def encode_given(plan: Plan, clock: Clock, load: Callable[[], Vae] | None = None) -> tuple[Conditions, Tensor | None]:
+    """What the denoising starts from besides noise and words: given frames, and the video that is restyled.
+
+    load: gives a VAE for whole frames, where more than this plan have the same.
+    """
     if not plan.timeline.given and not plan.timeline.from_source:
         return Conditions(None), None
     check_sources(plan.request)
     with clock.stage("read", "given frames"):
-        vae = cache(lambda: load_vae(plan))  # once for both passes, and only where latents are needed
+        # Once for both passes, and only where latents are needed.
+        vae = cache(lambda: load_vae(plan) if load is None else _in_tiles(load(), plan))
         source = encode_source(plan, vae()).cpu() if plan.timeline.from_source else None
         *first, conditions = (
             read_conditions(

@@ -88,6 +88,11 @@ def frames_of(
     return size, frames if seen == size else fill_up(frames, placement)
 
 
+def chunk_frames(area: int) -> int:
+    """How many frames of `area` pixels come at once."""
+    return max(1, min(_CHUNK_FRAMES, _CHUNK_BYTES // (3 * area)))
+
+
 def _part(path: Path, num_frames: int, first: int, count: int | None) -> tuple[int, int]:
     """The first frame, and the one behind the last. Raises InputError when there are not so many."""
     begin = first if first >= 0 else num_frames + first
@@ -103,7 +108,7 @@ def _frames(path: Path, arguments: list[str], size: VideoSize) -> Iterator[Tenso
     import torch
 
     num_bytes = size.area * 3
-    most = max(1, min(_CHUNK_FRAMES, _CHUNK_BYTES // num_bytes))
+    most = chunk_frames(size.area)
     done = 0
     with path.open("rb") as file, Ffmpeg(arguments, stdin=file, stdout=subprocess.PIPE) as ffmpeg:
         assert ffmpeg.process.stdout is not None

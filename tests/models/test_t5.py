@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from published import config
+from torch import Tensor
 
 from soragen.errors import WeightsError
-from soragen.models.t5 import T5Config, T5Encoder
+from soragen.models.t5 import T5Config, T5Encoder, position_buckets
 
 SHAPES = [("t5", "gated-gelu"), ("t5", "relu"), ("umt5", "gated-gelu"), ("umt5", "relu")]
 
@@ -48,6 +49,36 @@ def test_equals_transformers(model_type: str, feed_forward: str) -> None:
         for mask in (whole, padded):
             expected = theirs(ids, attention_mask=mask.long()).last_hidden_state
             error = (encoder(ids, mask) - expected).norm() / expected.norm()
+            assert error < 1e-6, f"relative error {error:.1e}"
+
+
+def block_output(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """T5's block also gives its bias of positions, UMT5's does not."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize(("model_type", "feed_forward"), SHAPES)
+@torch.no_grad()
+def test_each_block_equals_that_of_transformers(model_type: str, feed_forward: str) -> None:
+    """What every block makes of the reference's own input to it, so that no error of another one adds to it."""
+    c = config(model_type, feed_forward)
+    encoder, theirs = ours(c), reference(c)
+    theirs.load_state_dict({**encoder.state_dict(), "encoder.embed_tokens.weight": encoder.shared.weight})
+    passed: list[tuple[Tensor, Tensor]] = []
+    for block in theirs.encoder.block:
+        block.register_forward_hook(lambda block, inputs, out: passed.append((inputs[0], block_output(out))))
+    length = 150  # beyond the largest distance
+    mask = torch.arange(length) < torch.tensor([[length], [40]])
+    theirs(torch.randint(0, 97, mask.shape, generator=torch.Generator().manual_seed(1)), attention_mask=mask.long())
+
+    buckets = position_buckets(length, c.relative_attention_num_buckets, c.relative_attention_max_distance)
+    padding = torch.zeros(2, 1, 1, length).masked_fill(~mask[:, None, None], torch.finfo(torch.float32).min)
+    bias = padding
+    assert len(passed) == c.num_layers
+    for block, (given, expected) in zip(encoder.encoder.block, passed, strict=True):
+        found, bias = block(given, bias, buckets, padding)
+        for words, wanted in ((found, expected), (found - given, expected - given)):  # also without the residual
+            error = (words - wanted).norm() / wanted.norm()
             assert error < 1e-6, f"relative error {error:.1e}"
 
 

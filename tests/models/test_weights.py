@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from soragen.errors import WeightsError
-from soragen.models.weights import is_finite, load_module, sha256_file, verify_files, weight_files
+from soragen.errors import ResourceError, WeightsError
+from soragen.models.weights import is_finite, load_module, open_file, sha256_file, verify_files, weight_files
 
 CPU = torch.device("cpu")
 
@@ -243,3 +243,16 @@ def test_hashes(tmp_path: Path) -> None:
         verify_files(tmp_path, {"model.safetensors": digest})
     with pytest.raises(WeightsError, match="other"):
         verify_files(tmp_path, {"other": digest})
+
+
+def test_a_file_that_cannot_be_mapped_gets_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does on Linux with one that is larger than all memory."""
+    save_file({"weight": torch.ones(2)}, tmp_path / "large.safetensors")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 28600000000 bytes: Cannot allocate memory (12)")
+
+    monkeypatch.setattr("soragen.models.weights.safe_open", refuse)
+    with pytest.raises(ResourceError, match="cannot be mapped into memory") as raised:
+        open_file(tmp_path / "large.safetensors")
+    assert "overcommit_memory" in str(raised.value.hint)

@@ -51,7 +51,7 @@ class FakeImageFamily(Pocket):
 
     def check_images(self, folder: Path, num_images: int) -> None: ...
 
-    def read_images(self, folder: Path, images: Mapping[int, Tensor], *rest: Any) -> ImageCondition:
+    def read_images(self, folder: Path, images: Mapping[int, Tensor], *rest: Any, **more: Any) -> ImageCondition:
         self.seen = dict(images)
         return ImageCondition(torch.zeros(1))
 

@@ -176,7 +176,9 @@ def test_of_networks_that_take_turns_the_larger_counts(models: dict[str, Model],
         shutil.rmtree(folder / part, ignore_errors=True)
         (folder / part).mkdir()
         save_file({"x": torch.zeros(size)}, folder / part / "model.safetensors")
-    assert weigh(folder, cpu) == {**before, "transformer": 4_000_000, "text_encoder": 12_000_000}
+    assert weigh(folder, cpu) == {**before, "transformer": 4_000_000, "image_encoder": 12_000_000}
+    halves = Machine(torch.device("cpu"), torch.bfloat16, torch.bfloat16, torch.float32)
+    assert weigh(folder, halves)["image_encoder"] == 12_000_000  # it computes in the type of the VAE
 
 
 def test_every_known_checkpoint_has_a_schedule_and_a_solver() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,21 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 from footage import film, picture, read
+from safetensors import safe_open
+from torch import nn
 from wan_folder import image_encoder, image_processor, write_checkpoint
 from wan_reference import IMAGE_TRANSFORMER
 
+from soragen.catalog import find
+from soragen.families.wan import images
+from soragen.families.wan.clip import load_clip
+from soragen.families.wan.vae import WanVae
 from soragen.models.family import ImageCondition
-from soragen.pipeline import conditions
+from soragen.pipeline import conditions, run
+from soragen.pipeline.clock import Clock
+from soragen.pipeline.edits import animate
+from soragen.pipeline.memory import weigh
+from soragen.pipeline.plan import Plan, make_plan
 from soragen.size import VideoSize
 from soragen.video.facts import video_facts
 from soragen.video.recipe import read_recipe
@@ -142,6 +153,55 @@ def test_between_two_pictures(ask: Callable[..., Any], seen: list[ImageCondition
     assert ended.code == 0, ended.err
     assert video_facts(Path("a.mp4")).num_frames == 9
     assert seen[0].channels[0, :4, :, 0, 0].sum(0).tolist() == [4, 0, 1]  # of the last latent frame, the last frame
+
+
+@pytest.fixture
+def planned(folders: dict[str, Path], home: Path) -> Plan:
+    """Of a picture, with a VAE in float32 and a text encoder that is not."""
+    picture("p.png", 256, 64)
+    listen: Any = lambda event: None  # noqa: E731
+    asked = animate(
+        Path("p.png"), "", size="256x64", frames=9, model=str(folders["wan2.1-i2v-14b-480p"]), listen=listen
+    )
+    plan = make_plan(replace(asked, direct=True), find(asked.checkpoint), "cpu")
+    machine = replace(plan.machine, text_encoder=torch.bfloat16)
+    return replace(plan, machine=machine, weight_bytes=weigh(plan.folder, machine))
+
+
+def test_pictures_are_encoded_in_the_tiles_of_the_plan(planned: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths, encode = list[int](), WanVae.encode
+
+    def encoding(self: WanVae, frames: Iterable[torch.Tensor]) -> torch.Tensor:
+        clip = list(frames)
+        widths.append(clip[0].shape[2])
+        return encode(self, clip)
+
+    monkeypatch.setattr(WanVae, "encode", encoding)
+    made = [run.encode_given(replace(planned, tile=tile), Clock(lambda event: None)) for tile in (None, (8, 20))]
+    assert widths == [256, 160, 160]
+    whole, tiled = (given.image.channels for given, _ in made if given.image is not None)
+    assert whole.shape == tiled.shape and not torch.equal(whole, tiled)
+    assert float((whole - tiled).abs().mean()) < 0.1 * float(whole.abs().mean())
+
+
+def test_clip_is_loaded_in_the_type_it_is_counted_in(planned: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = list[nn.Module]()
+
+    def loading(*arguments: Any) -> Any:
+        loaded.append(load_clip(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(images, "load_clip", loading)
+    run.encode_given(planned, Clock(lambda event: None))
+    (encoder,) = loaded
+    widths = {weight.itemsize for weight in encoder.parameters()}
+    with safe_open(planned.folder / "image_encoder" / "model.safetensors", framework="pt") as file:
+        stored = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118 (no iterator)
+    assert widths == {4} and planned.weight_bytes["image_encoder"] == 4 * stored
+    without = replace(planned, weight_bytes={**planned.weight_bytes, "image_encoder": 0})
+    assert planned.peak_bytes["text"] == without.peak_bytes["text"]
+    large = replace(planned, weight_bytes={**planned.weight_bytes, "image_encoder": 10**12})
+    assert 0 < large.peak_bytes["read"] - 10**12 < without.peak_bytes["read"]
 
 
 def test_one_picture_where_two_are_needed(ask: Callable[..., Any], home: Path) -> None:

@@ -137,17 +137,36 @@ class ClipEncoder(nn.Module):
 def middle_square(image: Tensor, side: int) -> Tensor:
     """[side, side, 3] of a picture [H, W, 3] in 0..1: scaled so that its shorter side fits, then cut, in 256 shades.
 
-    Rows are scaled first, then columns, and shades rounded after each, as Pillow does for the published processor.
+    Rows are scaled first, then columns, and shades rounded after each, to the bit as Pillow does it for the published
+    processor: near the middle of two shades a sum of floats would fall to either side.
     """
     height, width = image.shape[:2]
     short = min(height, width)
     sides = side * height // short, side * width // short
-    scaled = image.permute(2, 0, 1)[None]
-    for shape in ((height, sides[1]), sides):
-        scaled = F.interpolate(scaled, shape, mode="bicubic", antialias=True)
-        scaled = (scaled * 255).round().clamp(0, 255) / 255
+    shades = (image.double() * 255).round()
+    shades = scaled(shades.movedim(1, 2), sides[1]).movedim(2, 1)  #      [H, sides[1], 3]
+    shades = scaled(shades.movedim(0, 2), sides[0]).movedim(2, 0)  #      [*sides, 3]
     top, left = (sides[0] - side) // 2, (sides[1] - side) // 2
-    return scaled[0, :, top : top + side, left : left + side].permute(1, 2, 0)
+    return (shades / 255).float()[top : top + side, left : left + side]
+
+
+def scaled(shades: Tensor, size: int) -> Tensor:
+    """Whole numbers 0..255 [..., n] brought to [..., size] by bicubic weights in whole parts of 2^22."""
+    before = shades.shape[-1]
+    if size == before:
+        return shades
+    one = 2.0**22
+    factor = before / size
+    spread = max(factor, 1.0)  # antialiased
+    centre = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * factor  #  [size, 1]
+    place = torch.arange(before, dtype=torch.float64)
+    first, end = ((centre + reach * spread + 0.5).floor() for reach in (-2, 2))
+    x = ((place - centre + 0.5) / spread).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, -0.5 * (((x - 5) * x + 8) * x - 4)
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0)) * ((place >= first) & (place < end))
+    weights = weights / weights.sum(dim=1, keepdim=True) * one
+    weights = (weights + 0.5 * weights.sign()).trunc()  #                  halves away from zero
+    return ((shades @ weights.mT + one / 2) / one).floor().clamp(0, 255)
 
 
 def load_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> ClipEncoder:

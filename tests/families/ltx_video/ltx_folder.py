@@ -40,6 +40,8 @@ def components(vae: dict[str, Any], scheduler: Any) -> dict[str, Any]:
         T5Config(vocab_size=48, d_model=24, d_kv=8, num_heads=3, d_ff=40, num_layers=2, feed_forward_proj="gated-gelu")
     ).eval()
     randomise(text_encoder)
+    for layer in text_encoder.encoder.block:  # T5 has no 1/sqrt(d_kv): trained queries are as small as this
+        layer.layer[0].SelfAttention.q.weight.data *= 8**-0.5
     return {
         "scheduler": scheduler, "vae": their_vae(vae), "text_encoder": text_encoder, "tokenizer": tokenizer(),
         "transformer": their_transformer(TRANSFORMER),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from soragen.diffusion.grid import Compression, Grid, lay_grid
 from soragen.diffusion.schedule import NoiseLevel
-from soragen.families.ltx_video.transformer import LtxTransformer, lay_coordinates
+from soragen.families.ltx_video.transformer import LtxTransformer, lay_coordinates, lay_rotary, to_tokens
 from soragen.models.family import Context, Keyframe
 from soragen.size import VideoSize
 
@@ -74,6 +74,48 @@ def test_one_forward(theirs: tuple[dict[str, Any], nn.Module], grid: Grid) -> No
     )[0]  # fmt: skip
     clean = our_transformer(config, reference).bind(context, grid)(latents, LEVEL)
     assert relative_error(velocity_of(clean, latents), unpack(expected, grid)) < BOUND
+
+
+@pytest.mark.parametrize("num_groups", [1, 4, 24], ids=["of all", "of each frame", "of each token"])
+@torch.inference_mode()
+def test_one_block(theirs: tuple[dict[str, Any], nn.Module], num_groups: int) -> None:
+    """The last one, with modulation that is drawn: a row for every group of tokens."""
+    config, reference = theirs
+    grid, network = grid_of(96, 64, 25, 12), our_transformer(config, reference)
+    width, mask = network.config.width, prompt().mask
+    x, text, modulation = random(1, 24, width), random(1, 9, width, seed=1), random(num_groups, 6, width, seed=2)
+    expected = reference.transformer_blocks[1](
+        x, text, modulation.flatten(1).repeat_interleave(24 // num_groups, dim=0)[None],
+        reference.rope(x, *grid.latent_shape, (8 / 12, 32, 32)), torch.where(mask, 0.0, -10000.0)[None, None],
+    )  # fmt: skip
+    block: Any = network.transformer_blocks[1]
+    rotary = lay_rotary(lay_coordinates(grid, False, ()), width)
+    rows, words = torch.arange(num_groups), block.attn2.read(text[:, mask])
+    found = block(x.view(1, num_groups, -1, width), modulation, rows, rotary, words).flatten(1, 2)
+    assert relative_error(found, expected) < BOUND
+
+
+@pytest.mark.parametrize("per_token", [False, True], ids=["each frame", "each token"])
+@torch.inference_mode()
+def test_a_timestep_for_each(theirs: tuple[dict[str, Any], nn.Module], per_token: bool) -> None:
+    """All different at once, against the reference's timestep of every token.
+
+    The network has a row of timesteps for a frame of tokens, as known frames are whole latent frames, and `bind` uses
+    two of them. Its forward does not ask how long a frame is: of one token each, it takes a timestep for every token.
+    """
+    config, reference = theirs
+    grid, context, network = grid_of(64, 96, 33, 12), prompt(), our_transformer(config, reference)
+    latents = random(1, 16, *grid.latent_shape)
+    tokens = pack(latents).unsqueeze(2) if per_token else to_tokens(latents)  # [1, F, S, C]
+    num_frames, num_tokens = tokens.shape[1:3]
+    timesteps = torch.linspace(1000, 3, num_frames)
+    expected = reference(
+        pack(latents), context.embeddings[None], timesteps.repeat_interleave(num_tokens)[None], context.mask[None],
+        *grid.latent_shape, (8 / 12, 32, 32), return_dict=False,
+    )[0]  # fmt: skip
+    rotary = lay_rotary(lay_coordinates(grid, False, ()), network.config.width)
+    found = network(tokens, timesteps, torch.arange(num_frames), rotary, network.read(context))
+    assert relative_error(found.flatten(1, 2), expected) < BOUND
 
 
 @torch.inference_mode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,17 @@ from torch import Tensor
 from wan_folder import write_checkpoint
 from wan_reference import IMAGE_TRANSFORMER, TRANSFORMER, error, randn, randomise
 
+from soragen.catalog import catalog, find
 from soragen.families.wan import FAMILY
 from soragen.families.wan.experts import Experts
 from soragen.families.wan.keys import TRANSFORMER as NAMING
 from soragen.families.wan.transformer import TransformerConfig, WanTransformer, lay_positions
 from soragen.models.lora import Fit, Targets, fit, merging
 from soragen.models.weights import load_module
+from soragen.pipeline import run
 from soragen.pipeline.lora_fits import changes, fit_loras
+from soragen.pipeline.plan import make_plan
+from soragen.pipeline.resolve import resolve
 from soragen.request import LoraFile
 
 LAYERS = [
@@ -193,3 +199,61 @@ def test_distilled_file_with_differences_of_norms_biases_and_tables(tmp_path: Pa
         expected[name] = weights[name] + 0.5 * changes[key]
     for name, weight in after.items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+NAME = "wan2.2-t2v-a14b-4step"
+NATIVE = {"width": 64, "height": 64, "num_frames": 9, "min_area": 0.5, "max_area": 2.0, "max_num_frames": 81}
+
+
+@pytest.fixture
+def experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two small transformers, with the LoRA of each beside it, by the names of the catalog's own.
+
+    The user's own table names it "two-loras".
+    """
+    folder = tmp_path / "experts"
+    write_checkpoint(folder, WanPipeline, boundary_ratio=0.875)
+    for seed, part in enumerate(catalog()[NAME].loras):
+        layers = {"blocks.0.self_attn.q": (56, 56), "blocks.1.ffn.0": (80, 56), "head.head": (16, 56)}
+        pairs = {
+            f"diffusion_model.{layer}.lora_{side}.weight": 0.3 * randn(*shape, seed=10 * seed + number)
+            for number, (layer, (rows, columns)) in enumerate(layers.items())
+            for side, shape in (("A", (4, columns)), ("B", (rows, 4)))
+        }
+        save_file(pairs, folder / part.file)
+    lines = ["[two-loras]", f'like = "{NAME}"', f'source = "{folder}"', "[two-loras.native]"]
+    (tmp_path / "weights.toml").write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in NATIVE.items())]))
+    monkeypatch.setenv("SORAGEN_WEIGHTS", str(tmp_path / "weights.toml"))
+    monkeypatch.setenv("SORAGEN_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def latents_of(model: str, **options: Any) -> tuple[Tensor, list[str]]:
+    """The final latents, as a run plans, loads and denoises them, and what its plan says of each LoRA."""
+    asked = {"size": "96x64", "frames": 9, "seed": 7, "listen": lambda event: None, **options}
+    plan = make_plan(resolve("a red fox", model=model, **asked), find(model), "cpu")
+    clock = run.Clock(lambda event: None)
+    context, negative = run.encode_prompts(plan, True, clock.listen)
+    made = run.denoise_all(plan, context, negative, run.encode_given(plan, clock), clock)
+    assert made.shape == (1, 4, 3, 8, 12)
+    return made, [lora.note for lora in plan.loras]
+
+
+def test_a_checkpoint_with_a_lora_for_each_expert_is_what_the_options_add(experts: Path) -> None:
+    """Named by the user's own table or by a file in its folder, against the plain model with the same settings."""
+    high, low = (experts / part.file for part in catalog()[NAME].loras)
+    settings = {**asdict(catalog()[NAME].defaults), "shifts": {}}
+
+    def described(values: dict[str, Any], **options: Any) -> tuple[Tensor, list[str]]:
+        (experts / "soragen.json").write_text(json.dumps({"native": NATIVE, **values}))
+        return latents_of(str(experts), **options)
+
+    def plain(*loras: str) -> tuple[Tensor, list[str]]:
+        return described({"like": "wan2.2-t2v-a14b", "defaults": settings}, lora=loras)
+
+    expected, said = plain(f"{high}@high", f"{low}@low")
+    assert [note.partition(": ")[2] for note in said] == ["applied 3 of 3 (high noise)", "applied 3 of 3 (low noise)"]
+    for found, notes in (latents_of("two-loras"), described({"like": NAME})):
+        assert notes == said and torch.equal(found, expected)
+    for loras in ([], [f"{high}@low", f"{low}@high"]):
+        assert error(plain(*loras)[0], expected) > 0.01

@@ -63,6 +63,30 @@ def test_forward(config: dict[str, Any], shape: tuple[int, int, int]) -> None:
     assert error(found, expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    "config",
+    [TRANSFORMER, IMAGE_TRANSFORMER, CONFIGS["without a norm before cross-attention"]],
+    ids=["text", "images", "without a norm"],
+)
+@pytest.mark.parametrize("groups", [(1, 1), (3, 1), (3, 15)], ids=["of all", "of each frame", "of each token"])
+@torch.no_grad()
+def test_one_block(config: dict[str, Any], groups: tuple[int, int]) -> None:
+    """The last one, with modulation that is drawn: a row for every group of tokens."""
+    ours, theirs = build(config)
+    shape, width, has_image = (3, 6, 10), ours.config.width, "image_dim" in config
+    x, text = randn(1, 45, width), randn(1, 512, width, seed=1)
+    image = randn(1, 7, width, seed=3) if has_image else None
+    modulation = randn(1, *groups, 6, width, seed=2)
+    rows = modulation.flatten(1, 2)[:, 0] if groups == (1, 1) else modulation.expand(1, 3, 15, 6, width).flatten(1, 2)
+    words = torch.cat([image, text], dim=1) if image is not None else text
+    expected = theirs.blocks[1](x, words, rows, theirs.rope(randn(1, config["in_channels"], *shape)))
+    block: Any = ours.blocks[1]
+    found = block(
+        x.view(1, 3, 15, width), modulation, lay_positions(28, (3, 3, 5)), block.attn2.read(text, image), (3, 3, 5)
+    )
+    assert error(found.flatten(1, 2), expected) <= TOLERANCE
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @torch.no_grad()
 def test_bound_denoiser(shape: tuple[int, int, int]) -> None:

@@ -13,7 +13,7 @@ from wan_reference import PUBLISHED_VAES, VAE_21, VAE_22, error, randn, randomis
 from soragen.errors import WeightsError
 from soragen.families.wan.vae import VaeConfig, WanVae
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 VERSIONS = {
     "2.1": VAE_21,
     "2.1, two blocks a level": {**VAE_21, "num_res_blocks": 2},
