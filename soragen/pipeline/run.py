@@ -43,6 +43,8 @@ from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.sources import check_sources, with_sources
 from soragen.pipeline.speed import keep_speed
 from soragen.request import RECIPE_VERSION, Request
+from soragen.video.audio import find_tracks
+from soragen.video.formats import format_of
 from soragen.video.naming import next_free
 from soragen.video.write import check_output, write_video
 
@@ -280,8 +282,10 @@ def decode_to_file(
 
     vae: one for whole frames.
     """
-    size = plan.request.size
+    size, sound = plan.request.size, audio_of(plan)
     check_sources(plan.request)
+    if sound and not format_of(output, size, lossless=saved.lossless).sounds and find_tracks(sound):
+        clock.listen(Note(f"a file that ends in {output.suffix} has no sound: that of the source is left out"))
     with clock.timed("load"):
         vae = load_vae(plan) if vae is None else _in_tiles(vae, plan)
         upscaler = load_upscaler(plan)
@@ -296,7 +300,7 @@ def decode_to_file(
             scale_from=plan.scale_from,
             on_frames=lambda done: clock.listen(Progress("decode", done, size.num_frames)),
             overwrite=overwrite,
-            audio=audio_of(plan),
+            audio=sound,
             lossless=saved.lossless,
         )
 

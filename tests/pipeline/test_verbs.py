@@ -286,3 +286,10 @@ def test_the_recipe_names_files_but_not_where_they_are(edit: Any, make: Make, ho
     assert str(home) not in str(recipe["request"]["edit"])
     assert Request.from_dict(recipe["request"]).edit.sources[0].path == Path("a.mkv")  # type: ignore[union-attr]
     assert Edit.from_dict(recipe["request"]["edit"]).verb == "extend"
+
+
+def test_a_file_without_sound_says_so(edit: Any, make: Make, events: list[Event]) -> None:
+    make(edit("extend", sounding("a.mp4"), frames=4, odd_sides=False), "b.gif")
+    make(edit("extend", film("c.mp4"), frames=4, odd_sides=False), "d.gif")
+    said = [event.text for event in events if isinstance(event, Note) and "sound" in event.text]
+    assert said == ["a file that ends in .gif has no sound: that of the source is left out"]
