@@ -26,6 +26,7 @@ from soragen.families import family_of
 from soragen.models.device import DTYPES
 from soragen.models.family import Work
 from soragen.models.weights import weight_files
+from soragen.pipeline.memory import READ_DTYPE
 from soragen.size import VideoSize, format_fps
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +40,9 @@ PARTS = {
     "text_encoder": "text encoder", "image_encoder": "image encoder", "transformer": "transformer",
     "transformer_2": "second transformer", "vae": "VAE",
 }  # fmt: skip
-LIKE = {"image_encoder": "vae", "transformer_2": "transformer"}
+LIKE = {"transformer_2": "transformer"}
 """Parts that compute in the type of another one."""
+READ_TYPE = str(READ_DTYPE).removeprefix("torch.")
 PROMPT, PROMPT_FOR_POCKET = '"a red fox runs through fresh snow"', '"a red ball bouncing on green grass"'
 
 FOUR_STEPS = """\
@@ -141,7 +143,9 @@ def facts(checkpoint: Checkpoint) -> Iterator[list[str]]:
     ]
     yield ["unless told otherwise", ", ".join(settings(checkpoint))]
     yield ["negative prompt", f"`{defaults.negative_prompt}`" if defaults.negative_prompt else "none"]
-    yield ["computes in", f"text encoder {dtypes.text_encoder}, transformer {dtypes.transformer}, VAE {dtypes.vae}"]
+    text_encoder, transformer, vae = dtypes.text_encoder, dtypes.transformer, dtypes.vae
+    reads = "" if vae == READ_TYPE else f" ({READ_TYPE} to encode given frames)"
+    yield ["computes in", f"text encoder {text_encoder}, transformer {transformer}, VAE {vae}{reads}"]
     yield ["takes", "; ".join(takes(checkpoint))]
 
 
@@ -190,7 +194,7 @@ def memory(checkpoint: Checkpoint) -> str:
     held = {"transformer": work.transformer_bytes, "transformer_2": work.transformer_bytes, "vae": work.vae_bytes}
     rows, peaks = [], []
     for part, numbers in weights_of(checkpoint).items():
-        dtype = getattr(checkpoint.dtypes, LIKE.get(part, part))
+        dtype = READ_TYPE if part == "image_encoder" else getattr(checkpoint.dtypes, LIKE.get(part, part))
         weights, active = (count * DTYPES[dtype].itemsize for count in (numbers, held.get(part, 0) // 4))
         peaks.append((weights + active, PARTS[part]))
         rows.append([PARTS[part], f"{numbers / 1e6:,.0f} M", dtype, gb(weights), gb(active) if active else "-"])

@@ -145,7 +145,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Dtypes:
-    """The type each network computes in on an accelerator."""
+    """The type each network computes in on an accelerator. vae: as it decodes; given frames are encoded in float32."""
 
     text_encoder: str = field(metadata={"choices": DTYPES})
     transformer: str = field(metadata={"choices": DTYPES})

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,11 +41,12 @@ def test_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "| pocket | VAE decode | 4.0e-03, 50 dB |" in capsys.readouterr().out
 
 
-def test_the_catalog_encodes_in_float32_where_bfloat16_would_show() -> None:
-    """docs/precision.md: what a Wan VAE encodes in bfloat16 is 1 to 2 percent off; pocket's knows float32 alone."""
+def test_all_encode_in_float32_and_decode_in_what_they_bear() -> None:
+    """docs/precision.md: what a VAE encodes in bfloat16 is 1 to 2 percent off; pocket's knows float32 alone."""
     from soragen.catalog import catalog
+    from soragen.pipeline.memory import READ_DTYPE
 
+    assert READ_DTYPE is torch.float32
     for name, checkpoint in catalog().items():
-        if checkpoint.family in ("wan", "pocket"):
-            assert checkpoint.dtypes.vae == "float32", name
+        assert checkpoint.dtypes.vae == ("float32" if checkpoint.family == "pocket" else "bfloat16"), name
         assert checkpoint.dtypes.transformer == "bfloat16", name

@@ -191,7 +191,7 @@ def test_published_values() -> None:
     assert (a14b.defaults.shift_for(1280, 720), a14b.defaults.guidance_scale) == (12.0, 4.0)
     assert (a14b.defaults.low_noise_guidance_scale, a14b.defaults.num_steps) == (3.0, 40)
     assert (ti2v.native.width, ti2v.native.height, ti2v.native.num_frames, ti2v.native.fps) == (1280, 704, 121, 24)
-    assert (small.native.seconds, small.defaults.shift, small.dtypes.vae) == (5, 8.0, "float32")
+    assert (small.native.seconds, small.defaults.shift, small.dtypes.vae) == (5, 8.0, "bfloat16")
     assert ti2v.defaults.negative_prompt == small.defaults.negative_prompt != ""
     assert known["ltx-video-0.9.1"].defaults.schedule != known["ltx-video-0.9.5"].defaults.schedule
     assert known["ltx-video-0.9.1"].licence.commercial.startswith("no")

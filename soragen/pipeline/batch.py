@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from soragen import __version__
 from soragen.catalog import find
 from soragen.errors import InputError, OutputError, SoragenError
@@ -39,6 +41,7 @@ from soragen.pipeline.journal import Journal
 from soragen.pipeline.latents import holds, load_latents
 from soragen.pipeline.lines import Line, read_lines
 from soragen.pipeline.loras import files_of, with_loras
+from soragen.pipeline.memory import READ_DTYPE
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.sources import with_sources
 from soragen.request import Request
@@ -255,7 +258,7 @@ class Batch:
 
     def _read(self, jobs: Sequence[Job], contexts: Contexts) -> list[Job]:
         """The jobs whose given frames, where they have any, are in `contexts` now."""
-        load = cache(lambda: load_whole_vae(jobs[0].plan))
+        load = cache(lambda: load_whole_vae(jobs[0].plan, READ_DTYPE))
         read = []
         for job in jobs:
             with self._guarded(job):
@@ -342,9 +345,9 @@ def strictest(jobs: Sequence[Job], part: str) -> Plan:
     return max((job.plan for job in jobs), key=lambda plan: order.index(plan.residence_of(part)))
 
 
-def load_whole_vae(plan: Plan) -> Vae:
-    """For all jobs of a checkpoint, each of which has tiles of its own."""
-    return run.load_vae(replace(plan, tile=None))
+def load_whole_vae(plan: Plan, dtype: torch.dtype | None = None) -> Vae:
+    """For all jobs of a checkpoint, each of which has tiles of its own. dtype: see `run.load_vae`."""
+    return run.load_vae(replace(plan, tile=None), dtype)
 
 
 def _holds(output: Path, request: Request) -> bool:

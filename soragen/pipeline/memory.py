@@ -30,8 +30,11 @@ from soragen.video.read import chunk_frames
 PARTS = ("text_encoder", "transformer", "vae")
 STREAMED = {"text_encoder": "text", "transformer": "denoise"}
 """Parts whose blocks may come one at a time, and the stages in which they work."""
-LIKE = {"transformer_2": "transformer", "image_encoder": "vae"}
-"""Parts that only some checkpoints have, and the part in whose type each computes."""
+SOME = ("transformer_2", "image_encoder")
+"""Parts that only some checkpoints have."""
+READ_DTYPE = torch.float32
+"""What given frames are encoded in, by the VAE and by an image encoder, whatever decodes: an error in them is in every
+step after (docs/precision.md)."""
 TURNS = {"transformer_2": "transformer"}
 """Of those, the ones that are never in memory together with that part."""
 FIXED_BYTES = 375_000_000
@@ -102,7 +105,8 @@ class Footprint:
         transformer = self.work.transformer_bytes * self.machine.transformer.itemsize // 4
         upsampler = self.upsampler_bytes * self.machine.vae.itemsize // 4
         vae = FIXED_BYTES + self.weight_bytes["vae"]
-        read = vae + max(self.weight_bytes["image_encoder"], self.vae_bytes(self.tile)) + 2 * self.latent_bytes
+        work = max(self.weight_bytes["image_encoder"], self.vae_bytes(self.tile, READ_DTYPE))
+        read = FIXED_BYTES + self.read_vae_bytes + work + 2 * self.latent_bytes
         return {
             "text": FIXED_BYTES + self.weight_bytes["text_encoder"],
             **({"read": read + self.given_bytes} if self.given_bytes else {}),
@@ -112,7 +116,7 @@ class Footprint:
             + 2 * self.latent_bytes
             + LATENTS_HELD * window,
             "decode": vae
-            + self.vae_bytes(self.tile)
+            + self.vae_bytes(self.tile, self.machine.vae)
             + self.latent_bytes
             + held_bytes(self.timeline, self.request.size),
             "encode": FFMPEG_BYTES + FFMPEG_BYTES_PER_PIXEL * self.request.size.area,
@@ -129,13 +133,18 @@ class Footprint:
             counts += [min(self.grid.num_frames, chunk_frames(self.grid.size.area))] * 2
         return 4 * 3 * self.grid.width * self.grid.height * (sum(counts) + CLIPS_HELD * max(counts, default=0))
 
-    def vae_bytes(self, tile: tuple[int, int] | None) -> int:
+    @property
+    def read_vae_bytes(self) -> int:
+        """Of the VAE's weights where it encodes."""
+        return self.weight_bytes["vae"] * READ_DTYPE.itemsize // self.machine.vae.itemsize
+
+    def vae_bytes(self, tile: tuple[int, int] | None, dtype: torch.dtype) -> int:
         """Activations of the VAE, on whole frames or on tiles of them, with the frames that are blended.
 
         They are counted for the decoder. The encoder's are fewer: 0.45 to 0.96 of them beside their latents, at the
         widths of the published checkpoints (a test).
         """
-        whole = self.work.vae_bytes * self.machine.vae.itemsize // 4
+        whole = self.work.vae_bytes * dtype.itemsize // 4
         if tile is None:
             return whole
         chunk = 4 * 3 * self.grid.compression.stride[0] * self.grid.width * self.grid.height
@@ -175,13 +184,14 @@ def fit_memory(plan: Fitted) -> Fitted:
                 "leave --quantize out: then its blocks come one at a time, at their own type",
             )
         plan = stream(plan, part)
-    if (excess := max(peaks["decode"] + encode, peaks.get("read", 0)) - available) > 0:
-        plan = _cut(plan, excess)
+    for needed, dtype in ((peaks["decode"] + encode, plan.machine.vae), (peaks.get("read", 0), READ_DTYPE)):
+        if (excess := needed - available) > 0:
+            plan = _cut(plan, excess, dtype)
     peaks = {**plan.peak_bytes, "decode": plan.peak_bytes["decode"] + encode, "encode": 0}
     stage, needed = max(peaks.items(), key=lambda item: item[1])
     if needed > available:
         less = f"{'leave --direct out, or ' if plan.request.direct else ''}ask for a smaller --size"
-        looking = FIXED_BYTES + plan.weight_bytes["vae"] + plan.weight_bytes["image_encoder"]
+        looking = FIXED_BYTES + plan.read_vae_bytes + plan.weight_bytes["image_encoder"]
         is_weights = stage == "text" or (stage == "read" and looking > available)
         raise ResourceError(
             f"{stage} needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free",
@@ -208,20 +218,24 @@ def stream(plan: Fitted, part: str) -> Fitted:
     )
 
 
-def _cut(plan: Fitted, excess: int) -> Fitted:
-    """The plan with frames cut into the fewest tiles that need `excess` bytes less; as it is where none do."""
+def _cut(plan: Fitted, excess: int, dtype: torch.dtype) -> Fitted:
+    """The plan with frames cut into the fewest tiles that need `excess` bytes less than whole ones; as it is where none
+    do, or where its tiles are smaller already.
+    """
     _, height, width = plan.grid.latent_shape
-    left = plan.vae_bytes(None) - excess - plan.vae_bytes((0, 0))
-    area = left * height * width // max(1, plan.vae_bytes(None))
+    whole = plan.vae_bytes(None, dtype)
+    area = (whole - excess - plan.vae_bytes((0, 0), dtype)) * height * width // max(1, whole)
     tile = fit_tile(height, width, area)
-    return plan if tile is None else replace(plan, tile=tile)
+    is_smaller = tile is not None and (plan.tile is None or math.prod(tile) < math.prod(plan.tile))
+    return replace(plan, tile=tile) if is_smaller else plan
 
 
 def weigh(folder: Path, machine: Machine, quantize: str | None = None) -> dict[str, int]:
     """`Footprint.weight_bytes` of the checkpoint in `folder`, from the headers of its files. Raises WeightsError."""
     found = {**dict.fromkeys(PARTS, 0), "image_encoder": 0}
-    for part in (*PARTS, *(part for part in LIKE if has(folder, part))):
-        width, counts_as = getattr(machine, LIKE.get(part, part)).itemsize, TURNS.get(part, part)
+    for part in (*PARTS, *(part for part in SOME if has(folder, part))):
+        counts_as = TURNS.get(part, part)
+        width = READ_DTYPE.itemsize if part == "image_encoder" else getattr(machine, counts_as).itemsize
         is_quantized = quantize is not None and counts_as in STREAMED
         size = _quantized_bytes(folder / part, width) if is_quantized else width * _num_weights(folder / part)
         found[counts_as] = max(found[counts_as], size)

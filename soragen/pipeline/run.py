@@ -39,6 +39,7 @@ from soragen.pipeline.events import Listener, Note, Progress, Stage
 from soragen.pipeline.frames import audio_of, file_frames, seam_of
 from soragen.pipeline.latents import Saved, load_latents, save_latents
 from soragen.pipeline.lora_fits import changes
+from soragen.pipeline.memory import READ_DTYPE
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.sources import check_sources, with_sources
 from soragen.pipeline.speed import keep_speed
@@ -170,19 +171,19 @@ def encode_prompts(
 def encode_given(plan: Plan, clock: Clock, load: Callable[[], Vae] | None = None) -> tuple[Conditions, Tensor | None]:
     """What the denoising starts from besides noise and words: given frames, and the video that is restyled.
 
-    load: gives a VAE for whole frames, where more than this plan have the same.
+    load: gives a VAE of `READ_DTYPE` for whole frames, where more than this plan have the same.
     """
     if not plan.timeline.given and not plan.timeline.from_source:
         return Conditions(None), None
     check_sources(plan.request)
     with clock.stage("read", "given frames"):
         # Once for both passes, and only where latents are needed.
-        vae = cache(lambda: load_vae(plan) if load is None else _in_tiles(load(), plan))
+        vae = cache(lambda: load_vae(plan, READ_DTYPE) if load is None else _in_tiles(load(), plan))
         source = encode_source(plan, vae()).cpu() if plan.timeline.from_source else None
         *first, conditions = (
             read_conditions(
                 plan.checkpoint, plan.folder, family_of(plan.checkpoint), read_clips(each), each.grid,
-                load_vae=vae, device=plan.machine.device, dtype=plan.machine.vae,
+                load_vae=vae, device=plan.machine.device, dtype=READ_DTYPE,
             )
             for each in plan.passes
         )  # fmt: skip
@@ -326,8 +327,9 @@ def load_transformer(plan: Plan) -> Transformer:
     )
 
 
-def load_vae(plan: Plan) -> Vae:
-    vae = family_of(plan.checkpoint).load_vae(plan.folder, plan.machine.device, plan.machine.vae)
+def load_vae(plan: Plan, dtype: torch.dtype | None = None) -> Vae:
+    """dtype: that of the decoder, unless it is to read."""
+    vae = family_of(plan.checkpoint).load_vae(plan.folder, plan.machine.device, dtype or plan.machine.vae)
     return _in_tiles(vae, plan)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from footage import film
 from live import Live
 from published_configs import PUBLISHED
 
@@ -18,8 +19,10 @@ from soragen.catalog import checkpoint_folder, find
 from soragen.diffusion.grid import lay_grid
 from soragen.errors import ResourceError
 from soragen.families import family_of
+from soragen.families.pocket import FAMILY
 from soragen.models.device import Memory
-from soragen.pipeline import memory
+from soragen.pipeline import memory, run
+from soragen.pipeline.clock import Clock
 from soragen.pipeline.handover import MOST_FRAMES
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.resolve import resolve
@@ -134,3 +137,26 @@ def vae_of(name: str, folder: Path) -> Any:
         if name.startswith("wan"):
             return wan.WanVae(read_config(folder / "vae", wan.VaeConfig))
         return ltx.LtxVae(read_config(folder / "vae", ltx.VaeConfig))
+
+
+def test_given_frames_are_encoded_in_float32_whatever_decodes(
+    edited: Callable[..., Plan], ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And counted so: twice the bytes of a decoder in bfloat16."""
+    film("a.mkv", 24, 256, 144, fps="24")
+    plan = edited("extend", sides=(256, 144))
+    in_16_bits = replace(plan, machine=replace(plan.machine, vae=torch.bfloat16))
+    assert in_16_bits.read_vae_bytes == 2 * plan.read_vae_bytes  # its weight_bytes were of four bytes a number
+    assert in_16_bits.vae_bytes(None, torch.float32) == 2 * in_16_bits.vae_bytes(None, torch.bfloat16)
+    found: list[torch.dtype] = []
+    load = type(FAMILY).load_vae
+
+    def watched(self: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+        found.append(dtype)
+        return load(self, folder, device, torch.float32)
+
+    monkeypatch.setattr(type(FAMILY), "load_vae", watched)
+    monkeypatch.setattr(run, "check_sources", lambda request: None)
+    run.encode_given(in_16_bits, Clock(lambda event: None))
+    run.load_vae(in_16_bits)
+    assert found == [torch.float32, torch.bfloat16]
