@@ -13,6 +13,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import product
 from typing import IO, Protocol, runtime_checkable
 
@@ -76,6 +77,20 @@ def scaled(tile: slice, stride: int) -> slice:
     return slice(tile.start * stride, tile.stop * stride)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tile lies in the picture, in latents; height, width: of the whole of it."""
+
+    rows: slice
+    columns: slice
+    height: int
+    width: int
+
+    def cut(self, whole: Tensor, stride: int) -> Tensor:
+        """The tile of `whole` [..., H, W], which has `stride` values a latent."""
+        return whole[..., scaled(self.rows, stride), scaled(self.columns, stride)]
+
+
 @runtime_checkable
 class TwoPartVae(Vae, Protocol):
     """A VAE whose decoder is cut after its layers at the size of the latents: they see far and take little memory.
@@ -83,17 +98,18 @@ class TwoPartVae(Vae, Protocol):
     Tiles are cut between the two parts. decode is finish(begin(latents)).
     """
 
-    def begin(self, latents: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
-        """Chunks [1, D, t, h, w] in height and width of the latents."""
+    def begin(self, latents: Tensor, *, generator: torch.Generator) -> Iterator[Tensor]:
+        """Chunks [1, D, t, h, w] in height and width of the latents. generator: of what is drawn, not used yet."""
         ...
 
-    def finish(self, features: Iterable[Tensor], *, seed: int = 0) -> Iterator[Tensor]:
-        """Chunks of frames as those of `decode`."""
+    def finish(self, features: Iterable[Tensor], *, generator: torch.Generator, place: Place) -> Iterator[Tensor]:
+        """Chunks of frames as those of `decode`, of the tile at `place`. generator: as `begin` left it."""
         ...
 
 
 class TiledVae:
-    """See `soragen.models.family.Vae`. A decoder that draws noise while it makes frames larger draws it for each tile.
+    """See `soragen.models.family.Vae`. A decoder that draws noise while it makes frames larger draws that of the whole
+    frame for each tile, and cuts it.
 
     tile: latents (h, w) that the VAE takes at once. stride: pixels of a latent, (height, width). Raises ResourceError
     when the folder for temporary files is full.
@@ -146,8 +162,16 @@ class TiledVae:
         vae = self.vae
         if not isinstance(vae, TwoPartVae):
             return lambda row, column: vae.decode(latents[..., row, column], seed=seed)
-        features = Spool(vae.begin(latents, seed=seed), files)
-        return lambda row, column: vae.finish((chunk[..., row, column] for chunk in features), seed=seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        features, left = Spool(vae.begin(latents, generator=generator), files), generator.get_state()
+
+        def finish(row: slice, column: slice) -> Iterator[Tensor]:
+            generator = torch.Generator("cpu")
+            generator.set_state(left)
+            place = Place(row, column, *latents.shape[3:])
+            return vae.finish((chunk[..., row, column] for chunk in features), generator=generator, place=place)
+
+        return finish
 
 
 def weighted(tiles: list[slice], stride: int) -> list[tuple[slice, Tensor]]:

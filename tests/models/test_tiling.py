@@ -83,9 +83,7 @@ def smooth(channels: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_tiles_give_what_whole_frames_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What the decoder of LTX-Video 0.9.1 draws inside is another thing for each tile: here it is the same everywhere.
-    monkeypatch.setattr("soragen.families.ltx_video.vae.drawn", lambda generator: torch.ones)
+def test_tiles_give_what_whole_frames_give(name: str) -> None:
     build, channels, stride = VAES[name]
     vae, latents = build(), smooth(channels)
     tiled = TiledVae(vae, (16, 12), (stride, stride))
@@ -98,13 +96,13 @@ def test_tiles_give_what_whole_frames_give(name: str, monkeypatch: pytest.Monkey
     assert psnr(tiled.encode(iter(whole)), encoded, float(encoded.max() - encoded.min())) >= 40
 
 
-def test_noise_inside_a_decoder_is_drawn_for_each_tile() -> None:
-    """The video is another one then, as far from that of whole frames as one with another seed is."""
+def test_noise_inside_a_decoder_is_that_of_whole_frames() -> None:
+    """A tile has its part of it: with another seed it is another video."""
     build, channels, stride = VAES["ltx_video 0.9.1"]
     vae, latents = build(), smooth(channels)[:, :, :1]
     whole, other = (torch.cat(list(vae.decode(latents, seed=seed))) for seed in (0, 1))
     tiled = torch.cat(list(TiledVae(vae, (16, 12), (stride, stride)).decode(latents)))
-    assert psnr(other, whole) - 0.5 < psnr(tiled, whole) < 40
+    assert psnr(other, whole) < 20 < 40 <= psnr(tiled, whole)
 
 
 def test_the_embedded_model() -> None:

@@ -31,6 +31,7 @@ from soragen.families.ltx_video.vae_layers import (
     modulated,
     norm,
 )
+from soragen.models.tiling import Place
 
 DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
 """What the authors decode with, for every checkpoint whose decoder is told a timestep (in 0..1)."""
@@ -308,14 +309,13 @@ class LtxVae(nn.Module):
         generator = torch.Generator("cpu").manual_seed(seed)
         return self._finish(self._begin(latents, generator, timestep, noise_scale), generator, timestep)
 
-    def begin(self, latents: Tensor, *, seed: int = 0) -> Stream:
+    def begin(self, latents: Tensor, *, generator: torch.Generator) -> Stream:
         """What the middle of the decoder makes of latents [1, z, T, h, w]: chunks [1, D, t, h, w]."""
-        generator = torch.Generator("cpu").manual_seed(seed)
         return self._begin(latents, generator, DECODE_TIMESTEP, DECODE_NOISE_SCALE)
 
-    def finish(self, features: Iterable[Tensor], *, seed: int = 0) -> Stream:
+    def finish(self, features: Iterable[Tensor], *, generator: torch.Generator, place: Place) -> Stream:
         """The chunks of `decode`, of what `begin` gives."""
-        return self._finish(features, torch.Generator("cpu").manual_seed(seed), DECODE_TIMESTEP)
+        return self._finish(features, generator, DECODE_TIMESTEP, place)
 
     def _begin(self, latents: Tensor, generator: torch.Generator, timestep: float, noise_scale: float) -> Stream:
         weight = self.decoder.conv_in.conv.weight
@@ -328,10 +328,12 @@ class LtxVae(nn.Module):
             features = self.decoder.begin(chunks, timestep, drawn(generator))
         return without_gradients(features)
 
-    def _finish(self, features: Iterable[Tensor], generator: torch.Generator, timestep: float) -> Stream:
+    def _finish(
+        self, features: Iterable[Tensor], generator: torch.Generator, timestep: float, place: Place | None = None
+    ) -> Stream:
         weight = self.decoder.conv_in.conv.weight
         with torch.inference_mode():
-            frames = self.decoder.finish(map(lambda x: x.to(weight), features), timestep, drawn(generator))
+            frames = self.decoder.finish(map(lambda x: x.to(weight), features), timestep, drawn(generator, place))
         return without_gradients(map(lambda x: (x[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float().cpu(), frames))
 
     @property
@@ -343,8 +345,16 @@ class LtxVae(nn.Module):
         return self.latents_std.float().view(1, -1, 1, 1, 1)
 
 
-def drawn(generator: torch.Generator) -> DrawNoise:
-    return lambda height, width: torch.randn((height, width), generator=generator)
+def drawn(generator: torch.Generator, place: Place | None = None) -> DrawNoise:
+    """Noise from `generator`; for a tile at `place` that of the whole picture, cut."""
+
+    def draw(height: int, width: int) -> Tensor:
+        if place is None:
+            return torch.randn((height, width), generator=generator)
+        stride = height // (place.rows.stop - place.rows.start)
+        return place.cut(torch.randn((place.height * stride, place.width * stride), generator=generator), stride)
+
+    return draw
 
 
 def without_gradients(chunks: Stream) -> Stream:

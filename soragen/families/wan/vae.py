@@ -29,6 +29,7 @@ from soragen.families.wan.vae_layers import (
     average_down,
     repeat_up,
 )
+from soragen.models.tiling import Place
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,8 @@ class WanVae(nn.Module):
         """
         return self.finish(self.begin(latents))
 
-    def begin(self, latents: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
-        """What the middle of the decoder makes of each latent frame, [1, D, 1, h, w]."""
+    def begin(self, latents: Tensor, *, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """What the middle of the decoder makes of each latent frame, [1, D, 1, h, w]. Nothing is drawn."""
         stream = Stream()
         for latent in latents.split(1, dim=2):
             with torch.inference_mode():  # a generator leaves the decorator's mode at its first yield
@@ -227,8 +228,10 @@ class WanVae(nn.Module):
                 stream.first = False
             yield x
 
-    def finish(self, features: Iterable[Tensor], *, seed: int = 0) -> Iterator[Tensor]:
-        """The chunks of `decode`, of what `begin` gives."""
+    def finish(
+        self, features: Iterable[Tensor], *, generator: torch.Generator | None = None, place: Place | None = None
+    ) -> Iterator[Tensor]:
+        """The chunks of `decode`, of what `begin` gives, or of a tile of it."""
         stream = Stream()
         for x in features:
             with torch.inference_mode():
