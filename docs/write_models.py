@@ -61,8 +61,6 @@ frames are encoded for each pass at its size. That takes `{file}`, which `models
 own it is `latent_upsampler/`. A plan says so in a line. A restyled video, or one without that part, is rendered at the
 trained area and enlarged; `--direct` renders it at once.
 """
-
-
 SPARSE = """\
 ## Sparse attention
 

@@ -20,13 +20,26 @@ from soragen.cli import app, entry
 from soragen.families import load_family
 from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig
 from soragen.families.pocket.vae import PocketVae, VaeConfig
-from soragen.models import text_encoder
+from soragen.models import hub, text_encoder
 from soragen.models.t5 import T5Config, T5Encoder
 from soragen.models.text_encoder import Tokenizer
 from soragen.pipeline import run
 from soragen.pipeline.events import Event
 from soragen.pipeline.resolve import resolve
 from soragen.request import Request
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where models are put that are pulled or added. Their list is `tmp_path / "weights.toml"`, for the test to write;
+    no cache is shared with other programs, and nobody waits for a hub.
+    """
+    monkeypatch.setenv("SORAGEN_WEIGHTS", str(tmp_path / "weights.toml"))
+    monkeypatch.setenv("SORAGEN_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "WAITS", ())
+    return tmp_path / "models"
 
 
 class Ended(NamedTuple):

@@ -14,7 +14,6 @@ from soragen.catalog import catalog, checkpoint_folder, find, identify
 from soragen.cli import app, entry
 from soragen.errors import InputError, WeightsError
 from soragen.installed import model_folder, read_record
-from soragen.models import hub
 from soragen.pipeline.add import add
 from soragen.pipeline.pull import plan_pull, pull
 from soragen.pipeline.remove import remove
@@ -26,14 +25,9 @@ ENCODER = "text_encoder/model.safetensors"
 
 
 @pytest.fixture
-def have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def have(models: Path, tmp_path: Path) -> Path:
     """A folder with a checkpoint that another program downloaded."""
     (tmp_path / "weights.toml").write_text(WEIGHTS)
-    monkeypatch.setenv("SORAGEN_WEIGHTS", str(tmp_path / "weights.toml"))
-    monkeypatch.setenv("SORAGEN_MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "WAITS", ())
     write(tmp_path / "have", a_checkpoint())
     return tmp_path / "have"
 

@@ -16,7 +16,6 @@ from safetensors.torch import save
 from soragen.catalog import checkpoint_folder, find, identify
 from soragen.errors import InputError, WeightsError
 from soragen.families import load_family
-from soragen.models import hub
 from soragen.pipeline.add import add, add_from_shared_cache
 from soragen.pipeline.lora_fits import own_loras
 from soragen.pipeline.pull import plan_pull, pull
@@ -47,15 +46,10 @@ def lora(tiny: Path) -> bytes:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(models: Path, tmp_path: Path) -> Path:
     """The folder of the model."""
     (tmp_path / "weights.toml").write_text(WEIGHTS)
-    monkeypatch.setenv("SORAGEN_WEIGHTS", str(tmp_path / "weights.toml"))
-    monkeypatch.setenv("SORAGEN_MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "WAITS", ())
-    return tmp_path / "models" / NAME
+    return models / NAME
 
 
 @pytest.fixture

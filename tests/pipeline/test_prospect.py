@@ -18,7 +18,6 @@ from soragen.cli import app, entry
 from soragen.families.wan.clip import ClipConfig, ClipEncoder
 from soragen.families.wan.transformer import TransformerConfig, WanTransformer
 from soragen.families.wan.vae import VaeConfig, WanVae
-from soragen.models import hub
 from soragen.models.config import read_config
 from soragen.models.device import Memory
 from soragen.models.hub import RemoteFile, Repository
@@ -41,15 +40,10 @@ Free = Callable[[float], None]
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(models: Path, tmp_path: Path) -> Path:
     """The folder of the model."""
     (tmp_path / "weights.toml").write_text(WEIGHTS)
-    monkeypatch.setenv("SORAGEN_WEIGHTS", str(tmp_path / "weights.toml"))
-    monkeypatch.setenv("SORAGEN_MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "WAITS", ())
-    return tmp_path / "models" / "small"
+    return models / "small"
 
 
 @pytest.fixture

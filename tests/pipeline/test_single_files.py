@@ -20,7 +20,6 @@ from soragen.families import load_family
 from soragen.families.ltx_video.latent_upsampler import LatentUpsampler, UpsamplerConfig
 from soragen.families.ltx_video.transformer import LtxTransformer, TransformerConfig
 from soragen.installed import read_record
-from soragen.models import hub
 from soragen.models.offload import measure
 from soragen.pipeline.add import add_from_shared_cache
 from soragen.pipeline.memory import Machine, weigh
@@ -89,15 +88,10 @@ FETCHED = {FILE, UPSAMPLER, "text_encoder/config.json", "text_encoder/model.safe
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(models: Path, tmp_path: Path) -> Path:
     """The folder of the model."""
     (tmp_path / "weights.toml").write_text(WEIGHTS)
-    monkeypatch.setenv("SORAGEN_WEIGHTS", str(tmp_path / "weights.toml"))
-    monkeypatch.setenv("SORAGEN_MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "WAITS", ())
-    return tmp_path / "models" / "tiny"
+    return models / "tiny"
 
 
 @pytest.fixture
