@@ -34,8 +34,8 @@ from soragen.request import Request
 from training.clips import FPS
 from training.world.render import render
 
-SIDE, FRAMES, NEW = 128, 205, 16
-"""205 frames are ten windows of pocket; 16 new ones behind nine given are one."""
+SIDE, FRAMES, NEW = 128, 205, 12
+"""205 frames are ten windows of pocket; 12 new ones behind 13 given are one."""
 SECOND = FPS
 COLOUR, CONTRAST, SHARPNESS = (
     "mean colour, last second - first, of 255",

@@ -60,14 +60,13 @@ class Conditions:
     """What is given, as a checkpoint takes it.
 
     known: of the whole timeline, latents [1, C, T, H, W] and mask [T]; None where nothing is known in its place.
-    keyframes: beside the latents of the whole timeline. image: see `ImageCondition`. note: a line for the user, or "".
+    keyframes: beside the latents of the whole timeline. image: see `ImageCondition`.
     first: the same frames at the size of the first of two passes; None where there is one, or nothing is given.
     """
 
     known: KnownFrames | None
     keyframes: tuple[Keyframe, ...] = ()
     image: ImageCondition | None = None
-    note: str = ""
     first: Conditions | None = None
 
 
@@ -83,6 +82,16 @@ def needed(checkpoint: Checkpoint, clips: Sequence[Clip | Given]) -> None:
         raise _unable(checkpoint, "takes given frames at the start alone", lambda other: other.last_frame)
     if any(clip.count > 1 for clip in clips) and not able.text:
         raise _unable(checkpoint, "takes single pictures, not clips", lambda other: other.any_frames)
+
+
+def note_on(checkpoint: Checkpoint, clips: Sequence[Clip | Given]) -> str:
+    """A line for the user where `checkpoint` takes `clips` and was not trained to; "" where nothing is to be said."""
+    able = checkpoint.abilities
+    if clips and not is_native(able):
+        return f"{checkpoint.name} was not trained with given frames and follows them less closely"
+    if not able.any_frames and any(clip.count > 1 for clip in clips):
+        return f"{checkpoint.name} was trained with one given frame and follows more of them less closely"
+    return ""
 
 
 def read_conditions(
@@ -123,7 +132,7 @@ def read_conditions(
     known, keyframes = _encode(load_vae(), clips, grid, as_keyframes)
     gc.collect()
     free_memory(device)
-    return Conditions(_known(checkpoint, known, grid, device), tuple(keyframes), note=_note(checkpoint, clips))
+    return Conditions(_known(checkpoint, known, grid, device), tuple(keyframes))
 
 
 def bind(transformer: Transformer, context: Context, grid: Grid, conditions: Conditions, window: Window) -> Denoiser:
@@ -225,15 +234,6 @@ def is_native(able: Abilities) -> bool:
 def repeats_of(able: Abilities) -> int:
     """How often a step at high noise is taken where frames are given."""
     return 1 if is_native(able) else REPEATS
-
-
-def _note(checkpoint: Checkpoint, clips: Sequence[Clip]) -> str:
-    able = checkpoint.abilities
-    if not is_native(able):
-        return f"{checkpoint.name} was not trained with given frames and follows them less closely"
-    if not able.any_frames and any(len(clip.frames) > 1 for clip in clips):
-        return f"{checkpoint.name} was trained with one given frame and follows more of them less closely"
-    return ""
 
 
 def _check(clips: Sequence[Clip], grid: Grid) -> None:

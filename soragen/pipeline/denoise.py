@@ -33,7 +33,9 @@ def denoise_windows(
     """
     request, device, first_step = plan.request, plan.machine.device, plan.first_step
     noise = starting_noise(request.seed, plan.latent_channels, plan.grid)
-    latents = torch.zeros_like(noise)
+    # What a window makes takes the place of its noise, which nobody reads again where known frames are native. Others
+    # are mixed with the noise of their place.
+    latents = noise if is_native(plan.checkpoint.abilities) else noise.clone()
     is_known = torch.zeros(noise.shape[2], dtype=torch.bool)
     given, cyclic = conditions.known, plan.timeline.num_cyclic
     if given is not None:

@@ -24,7 +24,7 @@ from soragen.models.device import DTYPES, pick_device, pick_dtype
 from soragen.models.family import ConfiguredFamily, Family, ImageFamily, UpscalerFamily
 from soragen.models.quantize import check_quantize
 from soragen.pipeline import second_pass
-from soragen.pipeline.conditions import needed, repeats_of
+from soragen.pipeline.conditions import needed, note_on, repeats_of
 from soragen.pipeline.lora_fits import Applied, fit_loras, own_loras
 from soragen.pipeline.memory import STREAMED, Footprint, Machine, fit_memory, weigh
 from soragen.pipeline.resolve import needs_image
@@ -140,6 +140,8 @@ class Plan(Footprint):
             lines.append(f"{asked.width}x{asked.height} {words}")
         if self.request.edit is None and not self.timeline.num_cyclic and grid.num_frames != asked.num_frames:
             lines.append(f"rendered {grid.num_frames} frames, trimmed to {asked.num_frames}")
+        if line := note_on(self.checkpoint, self.timeline.given):
+            lines.append(line)
         known = self.checkpoint.native.max_num_frames
         if len(self.windows) > 1:
             lines.append(

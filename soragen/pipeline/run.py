@@ -192,8 +192,6 @@ def encode_given(plan: Plan, clock: Clock, load: Callable[[], Vae] | None = None
         free_memory(plan.machine.device)
     if first:
         conditions = replace(conditions, first=first[0])
-    if conditions.note:
-        clock.listen(Note(conditions.note))
     return conditions, source
 
 

@@ -79,10 +79,13 @@ class Room:
     single: bool
     anywhere: bool = True
 
-    def prefix(self, available: int, fps: float) -> int:
-        """Frames of a source's end as context: about a second, at most half a window, at least one."""
+    def prefix(self, available: int, fps: float, *, between: bool = False) -> int:
+        """Frames of a source's end as context: its last second, as far as half a window holds it, at least one.
+
+        between: a given end follows, so that a latent frame fewer leaves room to reach it.
+        """
         stride = self.compression.stride[0]
-        groups = min(max(1, int(fps / stride)), self.window // 2 - 1, (available - 1) // stride)
+        groups = min(max(1, int(fps / stride)), self.window // 2 - between, (available - 1) // stride)
         return 1 if self.single else 1 + max(0, groups) * stride
 
     def suffix(self, available: int, fps: float, share: int) -> int:
@@ -155,7 +158,7 @@ def _loop(request: Request, edit: Edit, room: Room) -> Timeline:
 def _bridge(request: Request, edit: Edit, room: Room, ends: int, to: int) -> tuple[Piece, tuple[Given, Given]]:
     """What is made between the end of source 0, which has `ends` frames, and the beginning of source `to`."""
     new, fps = _new_frames(request, edit), float(request.size.fps)
-    context = room.prefix(ends, fps)
+    context = room.prefix(ends, fps, between=True)
     start = room.place(context + new)
     skipped = start - (context + new)  # frames of the second source that a latent frame with new ones holds
     context_after = room.suffix(edit.sources[to].num_frames - skipped, fps, share=4)

@@ -59,6 +59,16 @@ def test_native_known_frames_are_clean_at_every_call_and_come_back_exactly(solve
         assert torch.equal(step.clean[:, :, [0, 3]], GIVEN[:, :, [0, 3]])
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_noise_where_native_known_frames_lie_is_never_looked_at(solver: str) -> None:
+    schedule, known = flow_truncated(5, 3), KnownFrames(GIVEN, MASK, native=True)
+    other = torch.where(MASK.bool()[:, None, None], NOISE, 7.0)
+    one, two = (
+        list(denoise(Watched(), noise, schedule, make_solver(solver, schedule), known)) for noise in (NOISE, other)
+    )
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(one, two, strict=True))
+
+
 @pytest.mark.parametrize("solver", ["euler", "unipc"])
 def test_other_known_frames_are_as_noisy_as_the_free_ones_and_come_back_exactly(solver: str) -> None:
     steps, calls = run(flow_truncated(5, 3), solver, KnownFrames(GIVEN, MASK, native=False))

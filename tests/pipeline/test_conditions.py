@@ -19,7 +19,7 @@ from soragen.errors import InputError
 from soragen.families import load_family
 from soragen.families.pocket import Pocket
 from soragen.models.family import Context, ImageCondition, ImageFamily, Keyframe
-from soragen.pipeline.conditions import REPEATS, Clip, Conditions, bind, needed, read_conditions
+from soragen.pipeline.conditions import REPEATS, Clip, Conditions, bind, needed, note_on, read_conditions
 from soragen.size import VideoSize
 
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -77,14 +77,15 @@ def mean(first: int, last: int) -> Any:
 
 def test_no_clip_is_no_condition_and_loads_nothing() -> None:
     conditions = read(load_vae=lambda: pytest.fail("loaded"))
-    assert (conditions.known, conditions.keyframes, conditions.image, conditions.note) == (None, (), None, "")
+    assert (conditions.known, conditions.keyframes, conditions.image) == (None, (), None)
+    assert all(note_on(checkpoint, ()) == "" for checkpoint in catalog().values())
 
 
 def test_clips_in_their_place() -> None:
     conditions = read(cut(0, 6), cut(13, 11))  # the last frames of either fill no latent frame
     assert means(conditions) == {0: mean(0, 0), 1: mean(1, 4), 4: mean(13, 16), 5: mean(17, 20)}
     assert conditions.known is not None and conditions.known.native and conditions.known.repeats == 1
-    assert not conditions.keyframes and not conditions.note
+    assert not conditions.keyframes and not note_on(catalog()["pocket"], [cut(0, 6), cut(13, 11)])
 
 
 def test_single_frames_stand_still_for_a_latent_frame() -> None:
@@ -129,16 +130,17 @@ def test_clips_that_do_not_lie_on_the_timeline(clips: tuple[Clip, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "wan2.2-t2v-a14b"])
 def test_a_model_for_prompts_alone_takes_noisy_ones_and_says_so(name: str) -> None:
-    conditions = read(cut(0, 5), cut(21, 4), name=name)
+    clips = (cut(0, 5), cut(21, 4))
+    conditions = read(*clips, name=name)
     assert conditions.known is not None and not conditions.known.native and conditions.known.repeats == REPEATS > 1
-    assert name in conditions.note and "less closely" in conditions.note
+    assert name in note_on(catalog()[name], clips) and "less closely" in note_on(catalog()[name], clips)
 
 
 def test_a_model_for_a_first_frame_takes_a_clip_there_and_says_so() -> None:
     for count, noted in ((1, False), (9, True)):
         conditions = read(cut(0, count), name="ltx-video-0.9.1")
         assert conditions.known is not None and conditions.known.native
-        assert ("less closely" in conditions.note) == noted
+        assert ("less closely" in note_on(catalog()["ltx-video-0.9.1"], [cut(0, count)])) == noted
 
 
 def test_pictures_for_a_model_that_sees_images() -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from footage import film
 
 from soragen.catalog import find
 from soragen.diffusion.sampler import num_forwards
 from soragen.errors import ResourceError
 from soragen.models.device import Memory
-from soragen.pipeline import memory, run
+from soragen.pipeline import edits, memory, run
 from soragen.pipeline.asking import check, request_of
 from soragen.pipeline.conditions import REPEATS
 from soragen.pipeline.events import Event, Note
@@ -100,5 +101,13 @@ def test_windows_of_a_model_that_was_not_trained_with_given_frames(ask: Ask, unt
     assert unable.windows == able.windows and len(able.windows) == 3
     (words,) = (note for note in unable.notes() if "windows" in note)
     assert words.endswith("each continuing the one before, which untrained was not trained to do")
+    assert not any("less closely" in note for note in unable.notes())  # no frame is given from outside
     assert unable.flops == able.flops / 3 * (1 + 2 * num_forwards(4, 0, REPEATS) / 4) > able.flops
     assert video_facts(make(unable.request).path).num_frames == 49
+
+
+def test_that_given_frames_are_followed_less_closely_is_said_beforehand(tiny: Path, untrained: Path) -> None:
+    source = film("source.mkv", 9)
+    for folder, said in ((tiny, False), (untrained, True)):
+        request = edits.extend(source, "a ball", frames=4, model=str(folder), steps=1, seed=1, listen=lambda _: None)
+        assert any("less closely" in note for note in planned(request).notes()) == said

@@ -45,6 +45,14 @@ def test_the_file_has_the_size_that_was_asked(
     assert notes(events) == ([note] if note else [])
 
 
+def test_large_and_long(ask: Ask, make: Make, events: list[Event]) -> None:
+    facts = video_facts(make(ask(size="1920x1080", frames=40, steps=1, guidance=1.0)).path)
+    assert (facts.width, facts.height, facts.num_frames) == (1920, 1080, 40)
+    enlarged, trimmed, windows = notes(events)
+    assert enlarged == "tiny renders 171x96, enlarged to 1920x1080" and trimmed == "rendered 41 frames, trimmed to 40"
+    assert windows.startswith("longer than 25 frames: 2 windows")
+
+
 @pytest.mark.parametrize(
     ("frames", "fps", "note"),
     [

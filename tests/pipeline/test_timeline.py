@@ -160,7 +160,14 @@ def test_a_restyled_video_is_its_own_timeline() -> None:
 def test_a_continued_shot_is_a_file_of_its_new_frames() -> None:
     asked = request("continue", 7, 20)
     timeline = lay_timeline(asked, ROOMS["pocket"])
-    assert timeline.given == (Given(0, 11, 9, 0),) and timeline.pieces == (Piece(9, 7),) and timeline.num_frames == 16
+    assert timeline.given == (Given(0, 7, 13, 0),) and timeline.pieces == (Piece(13, 7),) and timeline.num_frames == 20
+
+
+def test_the_context_is_the_last_second() -> None:
+    """As whole latent frames; less of it where another end is given, which a window has to reach."""
+    for verb, context in (("extend", 13), ("continue", 13), ("loop", 9)):
+        before = lay_timeline(request(verb, 40 + 12, 40), ROOMS["pocket"]).given[0]
+        assert (before.first, before.count) == (40 - context, context)
 
 
 @pytest.mark.parametrize(("verb", "sources"), [("extend", (5,)), ("connect", (5, 4)), ("loop", (5,))])
