@@ -3,11 +3,13 @@
     python -m training.transformer RUN --minutes 90
 
 Goes on from RUN/transformer/state.pt where it was stopped; `--minutes` counts all the time spent on it, so a larger
-number continues a finished run. What it does beyond the plain recipe:
+number continues a finished run. `torchrun --nproc-per-node 2 -m training.transformer` shares the work among processes:
+each has its own samples, and their gradients are averaged. What it does beyond the plain recipe:
 - many single images among the clips, nearly all of it early: what things look like is learnt on one frame at a seventh
   of a clip's cost, how they move on clips of growing length, at the end most of them whole;
-- noise levels drawn from `sigma = sigmoid(N(mean, std))`: high ones, where the sentence decides, and as many below a
-  half, where detail is decided; higher ones for long clips, whose frames tell each other's layout through more noise;
+- noise levels drawn from `sigma = sigmoid(N(mean, std))`: high ones, where the sentence decides, and for images as many
+  around a half, where detail is decided; higher ones for long clips, whose frames tell each other's layout through more
+  noise;
 - in four of ten clips some frames are given (noise level 0): the first ones, the last ones, both, or any;
 - errors on the subject count more than errors on the ground;
 - one caption in ten is empty, for classifier-free guidance.
@@ -24,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,8 +39,8 @@ from training.world.captions import caption
 from training.world.scene import Scene
 
 TOKENS_PER_STEP = 4096
-SIGMA_MEAN, SIGMA_STD = -0.2, 1.4
-LONG_CLIP, LONG_SIGMA_MEAN = 5, 0.5
+SIGMA_MEAN, SIGMA_STD = 0.3, 1.4
+LONG_CLIP, LONG_SIGMA_MEAN = 5, 1.5
 EMPTY_CAPTION = 0.1
 EMA = 0.997
 KNOWN_FRAMES = 0.4
@@ -111,7 +114,7 @@ def draw_known(rng: random.Random, num_frames: int, start: int) -> list[float]:
     if num_frames == 1 or (start == 0 and rng.random() >= KNOWN_FRAMES):
         return free
     which = rng.choice(("first", "both")) if start else rng.choice(("first", "last", "both", "any"))
-    count = rng.randint(1, num_frames // 2)
+    count = rng.randint(1, (num_frames + 1) // 2)
     if which == "any":
         for i in rng.sample(range(num_frames), count):
             free[i] = 0.0
@@ -207,6 +210,30 @@ def make_optimizers(network: PocketTransformer) -> list[torch.optim.Optimizer]:
     ]
 
 
+class Team:
+    """The processes that train together: `size` of them; this one is number `rank`. Alone without torchrun."""
+
+    def __init__(self) -> None:
+        if dist.is_torchelastic_launched():
+            dist.init_process_group("gloo")
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    def agree(self, value: float) -> float:
+        """The value of the first process, so that all take the same turns."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+    def average_gradients(self, network: nn.Module) -> None:
+        if self.size > 1:
+            for p in network.parameters():
+                if p.grad is not None:
+                    dist.all_reduce(p.grad)
+                    p.grad /= self.size
+
+
 def save(network: PocketTransformer, folder: Path) -> None:
     save_file(
         {name: p.detach().cpu().contiguous() for name, p in network.state_dict().items()}, folder / "model.safetensors"
@@ -229,6 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = options.device
     if device == "cpu":
         torch.set_num_threads(1)
+    team = Team()
     folder, state_path = options.run / "transformer", options.run / "transformer" / "state.pt"
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, encoder = load_encoder(options.run)
@@ -267,11 +295,11 @@ def main(arguments: list[str] | None = None) -> None:
     total, began, saved, shown = options.minutes * 60, time.time(), time.time(), time.time()
     losses: dict[str, list[float]] = defaultdict(list)
     while True:
-        spent = seconds + time.time() - began
+        spent = team.agree(seconds + time.time() - began)
         share = min(1.0, spent / total)
-        rng = random.Random(step)
-        torch.manual_seed(step)
-        kind, num_frames = draw_shape(rng, share, pool.count("clips") > 0)
+        kind, num_frames = draw_shape(random.Random(step), share, pool.count("clips") > 0)
+        rng = random.Random(f"{step} {team.rank}")
+        torch.manual_seed(step * team.size + team.rank)
         start = (
             rng.randint(1, CLIP_LATENT_FRAMES - num_frames)
             if 1 < num_frames < CLIP_LATENT_FRAMES and rng.random() < CONTINUED
@@ -290,6 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
             optimizer.param_groups[0]["lr"] = base * rate
             optimizer.zero_grad()
         loss.backward()
+        team.average_gradients(network)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -297,15 +326,16 @@ def main(arguments: list[str] | None = None) -> None:
         with torch.no_grad():
             for mean, value in zip(average.parameters(), network.parameters(), strict=True):
                 mean.lerp_(value, 1 - keep)
-        step, seen = step + 1, seen + len(scenes)
+        step, seen = step + 1, seen + len(scenes) * team.size
         losses[f"{kind}{num_frames}"].append(float(loss.detach()))
         if time.time() - shown > 60:
             shown = time.time()
-            means = " ".join(f"{name} {sum(v) / len(v):.4f}" for name, v in sorted(losses.items()))
-            print(f"step {step} seen {seen} {spent / 60:.1f} min {means}", flush=True)
+            if team.rank == 0:
+                means = " ".join(f"{name} {sum(v) / len(v):.4f}" for name, v in sorted(losses.items()))
+                print(f"step {step} seen {seen} {spent / 60:.1f} min {means}", flush=True)
             losses.clear()
             pool.refresh()
-        if time.time() - saved > 300 or share >= 1:
+        if team.rank == 0 and (time.time() - saved > 300 or share >= 1):
             saved = time.time()
             held_out.refresh()
             scores = evaluate(average, held_out, clock, read, device)
@@ -321,8 +351,8 @@ def main(arguments: list[str] | None = None) -> None:
             torch.save(state, state_path.with_suffix(".part"))
             state_path.with_suffix(".part").rename(state_path)
             save(average, folder)
-            if share >= 1:
-                break
+        if share >= 1:
+            break
 
 
 if __name__ == "__main__":
