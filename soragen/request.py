@@ -63,6 +63,7 @@ class Edit:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Edit:
         """The edit that `to_dict` wrote; the paths of its sources are bare names. Raises as `Request.from_dict`."""
+        values = dict(values)
         if values.get("fit", "crop") not in FITS:
             raise ValueError(f"fit {values['fit']!r}")
         sources = tuple(
@@ -182,6 +183,7 @@ class Request:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Request:
         """The request that `to_dict` wrote. Raises KeyError, TypeError or ValueError when `values` is not one."""
+        values = dict(values)
         quantize, attention = values.get("quantize"), values.get("attention", "sdpa")
         if quantize not in (None, *QUANTIZED) or attention not in ATTENTIONS:
             raise ValueError(f"quantize {quantize!r}, attention {attention!r}")

@@ -13,6 +13,8 @@ from soragen.cli import options, output
 from soragen.pipeline.events import Note
 
 if TYPE_CHECKING:
+    from soragen.pipeline.run import Result
+    from soragen.pipeline.storyboard import Storyboard
     from soragen.request import Request
 
 P = ParamSpec("P")
@@ -49,6 +51,14 @@ class Common:
         """What is asked of the model, by the names of `soragen.pipeline.resolve.resolve`."""
         names = ("seed", "steps", "guidance", "negative", "shift", "solver", "model", "lora", "lora_partial")
         return {name: getattr(self, name) for name in (*names, "quantize", "attention")}
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How it is made, by the names of `soragen.pipeline.run.generate`."""
+        return {
+            "device": self.device, "dtype": self.dtype, "metadata": not self.no_metadata,
+            "overwrite": self.overwrite, "strict_prompt": self.strict,
+        }  # fmt: skip
 
 
 def with_common(command: Callable[Concatenate[Common, P], None]) -> Callable[P, None]:
@@ -97,7 +107,6 @@ def make(
         output.json_object(plan.to_dict()) if common.as_json else output.data("\n".join(plan.lines()))
         return
 
-    from soragen.pipeline.report import result_report
     from soragen.video.naming import default_output
 
     path = common.file or default_output(stem or request.prompt, request.seed, Path(), suffix)
@@ -106,17 +115,28 @@ def make(
 
     from soragen.pipeline import run
 
-    result = run.generate(
-        request,
-        path,
-        device=common.device,
-        dtype=common.dtype,
-        metadata=not common.no_metadata,
-        lossless=lossless,
-        overwrite=common.overwrite,
-        strict_prompt=common.strict,
-        listen=talk.listen,
-    )
+    result = run.generate(request, path, lossless=lossless, listen=talk.listen, **common.how)
+    _say(result, common, began)
+
+
+def make_shots(board: Storyboard, talk: output.Talk, common: Common, *, began: float, lossless: bool = False) -> None:
+    """As `make`, of a video of several shots, which has its name already."""
+    from soragen.pipeline.shots import make_storyboard, plan_shots
+
+    if common.dry_run:
+        plans = list(enumerate(plan_shots(board, common.device, common.dtype), 1))
+        if common.as_json:
+            output.json_object([{"shot": number, **plan.to_dict()} for number, plan in plans])
+        else:
+            output.data("\n\n".join("\n".join([f"shot {number}", *plan.lines()]) for number, plan in plans))
+        return
+    talk.listen(Note(f"seed {board.seed}"))
+    _say(make_storyboard(board, lossless=lossless, listen=talk.listen, **common.how), common, began)
+
+
+def _say(result: Result, common: Common, began: float) -> None:
+    from soragen.pipeline.report import result_report
+
     if common.as_json:
         output.json_object(result_report(result, time.monotonic() - began))
     else:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from soragen.cli import options, output
+from soragen.cli.making import Common, make_shots
 
 
 def storyboard(
@@ -53,7 +54,6 @@ def storyboard(
     same command goes on where it stopped.
     """
     began = time.monotonic()
-    from soragen.pipeline.events import Note
     from soragen.pipeline.storyboard import read_storyboard
     from soragen.video.naming import next_free
 
@@ -64,28 +64,8 @@ def storyboard(
     path = file or next_free(Path(source.stem + options.video_suffix(lossless)))
     with output.Talk(quiet=quiet) as talk:
         board = read_storyboard(source, path, seed=seed, instead=instead, odd_sides=lossless, listen=talk.listen)
-        from soragen.pipeline.report import result_report
-        from soragen.pipeline.shots import make_storyboard, plan_shots
-
-        if dry_run:
-            plans = list(enumerate(plan_shots(board, device, dtype), 1))
-            if as_json:
-                output.json_object([{"shot": number, **plan.to_dict()} for number, plan in plans])
-            else:
-                output.data("\n\n".join("\n".join([f"shot {number}", *plan.lines()]) for number, plan in plans))
-            return
-        talk.listen(Note(f"seed {board.seed}"))
-        result = make_storyboard(
-            board,
-            device=device,
-            dtype=dtype,
-            metadata=not no_metadata,
-            lossless=lossless,
-            overwrite=overwrite,
-            strict_prompt=strict,
-            listen=talk.listen,
-        )
-    if as_json:
-        output.json_object(result_report(result, time.monotonic() - began))
-    else:
-        output.data(str(result.path))
+        common = Common(
+            device=device, dtype=dtype, overwrite=overwrite, no_metadata=no_metadata, strict=strict, dry_run=dry_run,
+            as_json=as_json,
+        )  # fmt: skip
+        make_shots(board, talk, common, began=began, lossless=lossless)

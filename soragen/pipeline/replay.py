@@ -16,9 +16,11 @@ from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.resolve import MAX_SEED, resolve
 from soragen.pipeline.run import make_recipe
 from soragen.pipeline.sources import beside, with_sources
+from soragen.pipeline.storyboard import CONTINUED, Storyboard, about, join
 from soragen.request import RECIPE_VERSION, Request
 from soragen.video.facts import video_facts
 from soragen.video.formats import FORMATS
+from soragen.video.naming import next_free
 from soragen.video.recipe import read_recipe
 
 
@@ -64,13 +66,11 @@ def read_replay(
     """
     recipe = _recipe_of(source)
     if "storyboard" in recipe:
-        raise InputError(f"{source} is joined of several shots", "run soragen storyboard on its file again")
+        raise InputError(f"{source} is joined of several shots", "make it again by soragen replay")
     try:
         asked = Request.from_dict(recipe["request"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{source} holds a recipe that is not whole", "make the video again from its prompt"
-        ) from error
+        raise _not_whole(source) from error
     sizes = {"size": size, "seconds": seconds, "frames": frames, "fps": fps}
     edit = asked.edit
     is_sized = edit is not None and bool(edit.sources)
@@ -78,22 +78,12 @@ def read_replay(
         raise InputError(f"{source} is made of other files, its {named[0]} is theirs", f"use soragen {edit.verb} again")
     folders = (source.parent, Path())
     asked = with_sources(asked, beside(asked, folders))
-    suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".mp4"
-    lossless = suffix == ".mkv" and video_facts(source).codec == "ffv1"
+    suffix, lossless = _form(source)
+    said = sizes | {"model": model, "negative": negative, "steps": steps, "guidance": guidance, "shift": shift}
     new = resolve(
         asked.prompt if prompt is None else prompt,
         listen=listen,
-        model=model or asked.checkpoint,
-        negative=asked.negative_prompt if negative is None else negative,
-        size=size or f"{asked.size.width}x{asked.size.height}",
-        seconds=seconds,
-        frames=asked.size.num_frames if frames is None and seconds is None else frames,
-        fps=fps or str(asked.size.fps),
-        seed=_seed(seed, asked.seed),
-        steps=asked.num_steps if steps is None else steps,
-        guidance=guidance,
-        shift=shift,
-        solver=solver or asked.solver,
+        **_typed(asked, {**said, "solver": solver, "seed": _seed(seed, asked.seed)}),
         odd_sides=lossless or FORMATS[suffix].still,
         typed=prompt is not None,
         lora=lora,
@@ -114,6 +104,80 @@ def read_replay(
     if changed := differences(recipe, make_recipe(plan)):
         listen(Note(f"compared with the recipe: {', '.join(changed)}; the video may differ"))
     return Replay(request, suffix, lossless, device, dtype)
+
+
+@dataclass(frozen=True)
+class ReplayShots:
+    """As `Replay`, of a video that is joined of several shots."""
+
+    board: Storyboard
+    lossless: bool
+    device: str | None
+    dtype: str | None
+
+
+def is_joined(source: Path) -> bool:
+    """Whether a video was made by `soragen storyboard`. Raises InputError for one that cannot be made again."""
+    return "storyboard" in _recipe_of(source)
+
+
+def read_replay_shots(
+    source: Path,
+    output: Path | None,
+    *,
+    listen: Listener,
+    seed: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> ReplayShots:
+    """The shots that `source` is joined of, as `read_replay`. output: None is a free name like its own.
+
+    seed: of the first shot; the others keep their distance from it.
+    """
+    recipe = _recipe_of(source)
+    suffix, lossless = _form(source)
+    lossless = lossless and (output is None or output.suffix.lower() == suffix)
+    try:
+        asked = [Request.from_dict(shot) for shot in recipe["storyboard"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_whole(source) from error
+    kinds = {(shot.size.width, shot.size.height, shot.size.fps) for shot in asked}
+    if len(kinds) != 1 or any(shot.edit is not None and shot.edit.verb != CONTINUED.verb for shot in asked):
+        raise _not_whole(source)
+    first, shots = _seed(seed, asked[0].seed), []
+    for number, shot in enumerate(asked, 1):
+        own = (first + shot.seed - asked[0].seed) % (MAX_SEED + 1)
+        new = resolve(
+            shot.prompt, listen=about(listen, number), **_typed(shot, {"seed": own}), odd_sides=lossless, typed=False
+        )
+        shot = with_loras(shot, (source.parent, Path()))
+        shots.append(replace(shot, seed=own, size=new.size, checkpoint=new.checkpoint))
+    board = join(shots, output or next_free(Path(source.stem + suffix)), first)
+    device, dtype, plan = _as_it_was(board.shots[0], recipe, device, dtype)
+    if changed := differences(recipe, make_recipe(plan)):
+        listen(Note(f"compared with the recipe: {', '.join(changed)}; the video may differ"))
+    return ReplayShots(board, lossless, device, dtype)
+
+
+def _form(source: Path) -> tuple[str, bool]:
+    """The ending of a file that is made like this one, and whether it is lossless."""
+    suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".mp4"
+    return suffix, suffix == ".mkv" and video_facts(source).codec == "ffv1"
+
+
+def _typed(asked: Request, said: dict[str, Any]) -> dict[str, Any]:
+    """What `resolve` is told of a request out of a recipe, which is not trusted, with what is `said` of it now."""
+    values = {
+        "model": asked.checkpoint, "negative": asked.negative_prompt, "size": f"{asked.size.width}x{asked.size.height}",
+        "frames": asked.size.num_frames, "fps": str(asked.size.fps), "steps": asked.num_steps, "solver": asked.solver,
+    }  # fmt: skip
+    if said.get("seconds") is not None:
+        del values["frames"]
+    return values | {name: value for name, value in said.items() if value is not None}
+
+
+def _not_whole(source: Path) -> InputError:
+    return InputError(f"{source} holds a recipe that is not whole", "make the video again from its prompt")
 
 
 def _recipe_of(source: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ No torch: nothing is made here, `shots.py` does that.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ FOR_ALL = (
 """What a storyboard may say for all shots."""
 OF_ONE = ("prompt", "seconds", "frames", "seed", "negative", "guidance", "continued")
 """What it may say of one."""
+CONTINUED = Edit("continue")
 SEED = "seed"
 """The file in the folder of the shots that holds the seed: where one was drawn, the next run has to draw the same."""
 
@@ -92,17 +93,25 @@ def read_storyboard(
         continued = asked.pop("continued", False)
         if "prompt" not in asked:
             raise InputError(f"shot {number} has no prompt", 'write it as prompt = "a red ball"')
-        if continued and not requests:
-            raise InputError("shot 1 cannot be continued: there is none before it", "leave `continued` out")
         try:
             request = resolve(**asked, listen=about(listen, number), odd_sides=odd_sides, typed=False)
         except InputError as error:
             raise InputError(f"shot {number}: {error.message}", error.hint) from error
-        if continued:
-            before = Source(_file(output, number - 1), "", requests[-1].size.num_frames)
-            request = replace(request, edit=Edit("continue", (before,)))
-        requests.append(request)
-    board = Storyboard(tuple(requests), output, first)
+        requests.append(replace(request, edit=CONTINUED if continued else None))
+    return join(requests, output, first)
+
+
+def join(shots: Sequence[Request], output: Path, seed: int) -> Storyboard:
+    """The shots as one video; one that is `CONTINUED` goes on from the file of the shot before. Raises InputError."""
+    linked: list[Request] = []
+    for number, shot in enumerate(shots, 1):
+        if shot.edit is not None and not linked:
+            raise InputError("shot 1 cannot be continued: there is none before it", "leave `continued` out")
+        if shot.edit is not None:
+            before = Source(_file(output, number - 1), "", linked[-1].size.num_frames)
+            shot = replace(shot, edit=replace(CONTINUED, sources=(before,)))
+        linked.append(shot)
+    board = Storyboard(tuple(linked), output, seed)
     if board.size.seconds > MAX_SECONDS:
         raise InputError(f"the shots last {float(board.size.seconds):.0f} s, more than an hour", "use fewer seconds")
     return board

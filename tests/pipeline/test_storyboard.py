@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from soragen.pipeline.events import Event, Note
 from soragen.pipeline.latents import load_latents
 from soragen.pipeline.shots import make_storyboard, plan_shots
 from soragen.pipeline.storyboard import Storyboard, read_storyboard
+from soragen.request import RECIPE_VERSION
+from soragen.size import VideoSize
 from soragen.video.facts import video_facts
 from soragen.video.recipe import read_recipe
+from soragen.video.write import write_video
 
 HEAD = 'size = "64x64"\nfps = 12\nsteps = 1\nmodel = "{model}"\n'
 SHOTS = """
@@ -246,8 +251,43 @@ def test_on_the_command_line(board: Any, cli: Any, tiny: Path, home: Path) -> No
     values = json.loads(cli("storyboard", "film.toml", "--json", "-q", "--no-metadata").out)
     assert (values["path"], values["num_frames"]) == ("film-2.mp4", 17)
     assert read_recipe(Path("film-2.mp4")) is None
-    ended = cli("replay", "film.mp4")
-    assert ended.code == 2 and "film.mp4 is joined of several shots" in ended.err
+
+
+def test_replaying_all_shots(board: Any, cli: Any, home: Path) -> None:
+    """From the video alone: its shots are gone, its file may be."""
+    board()
+    assert cli("storyboard", "film.toml", "--seed", "5", "--lossless", "-o", "film.mkv").code == 0
+    Path("film.toml").unlink()
+    plans = json.loads(cli("replay", "film.mkv", "--dry-run", "--json").out)
+    assert [(plan["shot"], plan["request"]["seed"]) for plan in plans] == [(1, 5), (2, 6), (3, 99)]
+    ended = cli("replay", "film.mkv")
+    assert (ended.code, ended.out) == (0, "film-2.mkv\n") and "note: seed 5" in ended.err, ended.err
+    assert torch.equal(read(Path("film-2.mkv")), read(Path("film.mkv")))
+    again, first = (read_recipe(Path(name)) or {} for name in ("film-2.mkv", "film.mkv"))
+    assert again["storyboard"] == first["storyboard"]
+
+    ended = cli("replay", "film.mkv", "--seed", "11", "-o", "other.mp4")
+    assert (ended.code, ended.out) == (0, "other.mp4\n"), ended.err
+    shots = (read_recipe(Path("other.mp4")) or {})["storyboard"]
+    assert [shot["seed"] for shot in shots] == [11, 12, 105] and shots[1]["edit"]["verb"] == "continue"
+    assert sorted(path.name for path in home.iterdir()) == ["film-2.mkv", "film.mkv", "other.mp4"]
+
+    ended = cli("replay", "film.mkv", "--prompt", "a dog")
+    assert ended.code == 2 and "joined of several shots: --prompt is not for all of them" in ended.err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [(), ("x",), ({"prompt": None, "seed": "x"},), ({"num_frames": 10**9},), ({"edit": "x"},), ({}, {"width": 256}),
+     ({"edit": {"verb": "extend", "sources": []}},), ({"edit": {"verb": "continue", "sources": []}},)],
+)  # fmt: skip
+def test_the_recipe_of_shots_is_not_trusted(wrong: Any, ask: Any, cli: Any) -> None:
+    shots = [shot if shot == "x" else {**ask().to_dict(), **shot} for shot in wrong]
+    frames = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    recipe = {"recipe": RECIPE_VERSION, "storyboard": shots}
+    write_video(Path("x.mp4"), [frames], VideoSize(64, 64, 1, Fraction(12)), recipe=recipe)
+    ended = cli("replay", "x.mp4")
+    assert ended.code == 2 and re.search("not whole|hour|cannot be continued", ended.err), ended.err
 
 
 def test_a_lora_and_other_weights_on_the_command_line(board: Any, cli: Any, tiny: Path, home: Path) -> None:
