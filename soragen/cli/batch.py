@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,8 +17,9 @@ def batch(
         typer.Argument(
             metavar="FILE",
             help="A list: .jsonl (objects), .csv (with a line of names) or .txt (prompts). A line may say: prompt, "
-            "command (generate, image, animate, extend, loop, connect, restyle), output, the options of that command "
-            "by their names, and its files: image and last, or video and after.",
+            "command (generate, image, animate, extend, loop, connect, restyle, replay, storyboard), output, the "
+            "options of that command by their names, and its files: image and last, video and after, or file. What a "
+            "recipe or a storyboard says, its line alone may change.",
             show_default=False,
         ),
     ],
@@ -58,9 +59,10 @@ def batch(
     from soragen.pipeline.lines import read_lines
 
     read_lines(source)  # what is no list is said at once
-    from soragen.pipeline.batch import Batch, Options
+    from soragen.pipeline.batch import Batch
     from soragen.pipeline.report import result_report
     from soragen.pipeline.run import Result
+    from soragen.pipeline.worklist import Options
 
     defaults = {
         "model": model, "negative": negative, "size": size, "seconds": seconds, "frames": frames, "fps": fps,
@@ -93,11 +95,18 @@ def batch(
         work.prepare(resume=resume)
         if dry_run:
             rows = [("line", "output", "video", "seed", "TFLOP")]
+            plans: list[dict[str, Any]] = []
             for job in work.jobs:
                 request = job.plan.request
                 rows.append((str(job.line), str(job.output), str(request.size), str(request.seed),
                              f"{job.plan.flops / 1e12:.2f}"))  # fmt: skip
-            plans = [{"line": job.line, "output": str(job.output), **job.plan.to_dict()} for job in work.jobs]
+                plans.append({"line": job.line, "output": str(job.output), **job.plan.to_dict()})
+            for board in work.shots:
+                flops = sum(plan.flops for plan in board.plans)
+                rows.append((str(board.line), str(board.output), str(board.board.size), str(board.board.seed),
+                             f"{flops / 1e12:.2f}"))  # fmt: skip
+                shots = [plan.to_dict() for plan in board.plans]
+                plans.append({"line": board.line, "output": str(board.output), "shots": shots})
             output.json_object(plans) if as_json else output.table(rows)
         else:
             work.make(made)

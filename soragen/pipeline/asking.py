@@ -23,24 +23,34 @@ NEEDED = {
     "loop": (),
     "animate": ("image",),
     "restyle": ("video", "prompt"),
+    "replay": ("file",),
+    "storyboard": ("file",),
 }
 """What a line must say, by its command."""
 MORE = {
-    "generate": ("size", "seconds", "frames", "fps", "direct"),
+    "generate": ("size", "seconds", "frames", "fps", "direct", "lossless"),
     "image": ("size", "direct"),
-    "extend": ("prompt", "seconds", "frames", "backward"),
-    "connect": ("prompt", "seconds", "frames", "fit"),
-    "loop": ("video", "prompt", "seconds", "frames", "size", "fps"),
-    "animate": ("prompt", "last", "fit", "size", "seconds", "frames", "fps"),
-    "restyle": ("strength",),
+    "extend": ("prompt", "seconds", "frames", "backward", "lossless"),
+    "connect": ("prompt", "seconds", "frames", "fit", "lossless"),
+    "loop": ("video", "prompt", "seconds", "frames", "size", "fps", "lossless"),
+    "animate": ("prompt", "last", "fit", "size", "seconds", "frames", "fps", "lossless"),
+    "restyle": ("strength", "lossless"),
+    "replay": ("prompt", "size", "seconds", "frames", "fps"),
+    "storyboard": ("lossless",),
 }
-"""What it may say, too."""
+"""What it may say, too, besides `MODEL_KEYS`."""
+NOT_TAKEN = {
+    "replay": ("quantize", "attention"),
+    "storyboard": ("steps", "guidance", "negative", "shift", "solver"),
+}
+"""What the file of a line says alone."""
 FILES = ("video", "after", "image", "last")
 
 
 def keys_of(command: str) -> tuple[str, ...]:
     """Every key that a line with this command may have. Raises KeyError for one that is not known."""
-    return ("command", "output", *NEEDED[command], *MORE[command], *MODEL_KEYS)
+    keys = ("command", "output", *NEEDED[command], *MORE[command], *MODEL_KEYS)
+    return tuple(key for key in keys if key not in NOT_TAKEN.get(command, ()))
 
 
 def check(values: dict[str, Any]) -> None:
@@ -54,18 +64,19 @@ def check(values: dict[str, Any]) -> None:
     if command == "loop" and not values.keys() & {"video", "prompt"}:
         missing = ["prompt"]
     if missing:
-        example = "a red ball" if missing[0] == "prompt" else "clip.mp4"
+        examples = {"prompt": "a red ball", "file": "film.toml" if command == "storyboard" else "clip.mp4"}
+        example = examples.get(missing[0], "clip.mp4")
         raise InputError(f"no {missing[0]}", f'write it as "{missing[0]}": "{example}"')
 
 
 def request_of(values: dict[str, Any], listen: Listener) -> Request:
-    """The request of a line that `check` has passed. Raises InputError."""
-    asked = {key: value for key, value in values.items() if key not in ("command", "output")}
-    asked |= {"listen": listen, "typed": False}
+    """The request of a line that `check` has passed, of a command with options and no recipe. Raises InputError."""
+    asked = {key: value for key, value in values.items() if key not in ("command", "output", "lossless")}
+    asked |= {"listen": listen, "typed": False, "odd_sides": values.get("lossless", False)}
     files = {key: Path(asked.pop(key)) for key in FILES if key in asked}
     match values.get("command", "generate"):
         case "image":
-            return resolve(frames=1, odd_sides=True, **asked)
+            return resolve(frames=1, **{**asked, "odd_sides": True})
         case "extend":
             return edits.extend(files["video"], asked.pop("prompt", None), **asked)
         case "connect":
@@ -80,8 +91,3 @@ def request_of(values: dict[str, Any], listen: Listener) -> Request:
             return edits.restyle(files["video"], asked.pop("prompt"), **asked)
         case _:
             return resolve(**asked)
-
-
-def sources_in(values: dict[str, Any]) -> list[Path]:
-    """The files that a line names, in the order in which its request has them."""
-    return [Path(values[key]) for key in FILES if key in values]

@@ -1,7 +1,8 @@
 """What a batch has done so far, beside its list: lines of JSON that are only ever added to.
 
 A process that is killed while it writes leaves half a line at most, which is passed over. Records, by "event":
-begin, asked (key, line, output, request), denoised (key, latents), done (key, output), failed (line, error), end.
+begin, asked (key, line, output, and request, or of a storyboard the seed), denoised (key, latents), done (key, output),
+failed (line, error), end.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ SUFFIX = ".journal"
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a request that was asked before. latents: once denoised. done: the file, once made."""
+    """What is known of a line that was asked before. latents: once denoised. done: the file, once made.
 
-    request: Request
+    request: None of a storyboard; then seed is that of its first shot.
+    """
+
+    request: Request | None
     output: Path
+    seed: int | None = None
     latents: Path | None = None
     done: Path | None = None
 
@@ -78,8 +83,9 @@ class Journal:
                 case "begin":
                     self.known, self.open = {}, True
                 case "asked":
-                    request = Request.from_dict(record["request"])
-                    self.known[record["key"]] = Known(request, Path(record["output"]))
+                    request = Request.from_dict(record["request"]) if "request" in record else None
+                    seed = int(record["seed"]) if request is None else None
+                    self.known[record["key"]] = Known(request, Path(record["output"]), seed)
                     self.open = True
                 case "denoised":
                     key = record["key"]

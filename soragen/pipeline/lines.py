@@ -77,7 +77,8 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "solver": _text, "seconds": _spoken, "fps": _spoken, "frames": _whole, "seed": _whole, "steps": _whole,
     "guidance": _number, "shift": _number, "video": _text, "after": _text, "image": _text, "last": _text,
     "fit": _text, "strength": _number, "backward": _yes, "continued": _yes,
-    "direct": _yes, "lora": _texts, "lora_partial": _yes, "quantize": _text, "attention": _text,
+    "direct": _yes, "lora": _texts, "lora_partial": _yes, "quantize": _text, "attention": _text, "file": _text,
+    "lossless": _yes,
 }  # fmt: skip
 """What lines and storyboards may say: the options of the commands by their names, and what each must be."""
 

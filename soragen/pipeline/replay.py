@@ -58,11 +58,13 @@ def read_replay(
     solver: str | None = None,
     lora: Sequence[str] | None = None,
     lora_partial: bool = False,
+    as_it_was: bool = True,
 ) -> Replay:
     """The run that made `source`, with what is not None changed. seed: a number, or "random" for another one.
 
-    The device and type of the recipe are used where this machine has them, since another would round differently. One
-    Note says what is not as it was. Raises InputError, and WeightsError where the model is not on this machine.
+    as_it_was: the device and type of the recipe are used where this machine has them, since another would round
+    differently; otherwise the best. One Note says what is not as it was. Raises InputError, and WeightsError where the
+    model is not on this machine.
     """
     recipe = _recipe_of(source)
     if "storyboard" in recipe:
@@ -78,7 +80,7 @@ def read_replay(
         raise InputError(f"{source} is made of other files, its {named[0]} is theirs", f"use soragen {edit.verb} again")
     folders = (source.parent, Path())
     asked = with_sources(asked, beside(asked, folders))
-    suffix, lossless = _form(source)
+    suffix, lossless = form_of_file(source)
     said = sizes | {"model": model, "negative": negative, "steps": steps, "guidance": guidance, "shift": shift}
     new = resolve(
         asked.prompt if prompt is None else prompt,
@@ -100,7 +102,10 @@ def read_replay(
         changes["shift"] = new.shift
     changes["loras"] = new.loras if lora else with_loras(asked, folders).loras
     request = replace(asked, checkpoint=new.checkpoint, **changes)
-    device, dtype, plan = _as_it_was(request, recipe, device, dtype)
+    if as_it_was:
+        device, dtype, plan = _as_it_was(request, recipe, device, dtype)
+    else:
+        plan = make_plan(request, find(request.checkpoint), device, dtype)
     if changed := differences(recipe, make_recipe(plan)):
         listen(Note(f"compared with the recipe: {', '.join(changed)}; the video may differ"))
     return Replay(request, suffix, lossless, device, dtype)
@@ -135,7 +140,7 @@ def read_replay_shots(
     seed: of the first shot; the others keep their distance from it.
     """
     recipe = _recipe_of(source)
-    suffix, lossless = _form(source)
+    suffix, lossless = form_of_file(source)
     lossless = lossless and (output is None or output.suffix.lower() == suffix)
     try:
         asked = [Request.from_dict(shot) for shot in recipe["storyboard"]]
@@ -159,7 +164,7 @@ def read_replay_shots(
     return ReplayShots(board, lossless, device, dtype)
 
 
-def _form(source: Path) -> tuple[str, bool]:
+def form_of_file(source: Path) -> tuple[str, bool]:
     """The ending of a file that is made like this one, and whether it is lossless."""
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".mp4"
     return suffix, suffix == ".mkv" and video_facts(source).codec == "ffv1"

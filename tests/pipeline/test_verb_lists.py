@@ -32,6 +32,28 @@ NAMES = [
 ]  # fmt: skip
 
 
+MADE = [
+    {"command": "replay", "file": "b-ball.mkv"},
+    {"command": "replay", "file": "b-ball.mkv", "seed": 12, "output": "again.mp4"},
+    {"command": "replay", "file": "a-extended-1.mp4"},
+    {"command": "storyboard", "file": "film.toml", "seed": 21},
+    {"command": "storyboard", "file": "film.toml", "seed": 22, "lossless": True},
+    {"command": "extend", "video": "a.mkv", "prompt": "on", "frames": 4, "seed": 1, "lossless": True},
+]
+MADE_NAMES = ["a-ball-8.mkv", "again.mp4", "a-extended-1-2.mp4", "a-extended-1.mkv", "film.mp4", "film.mkv"]
+
+
+@pytest.fixture
+def made_before(batch: Any, cli: Any, files: None, tiny: Path) -> None:
+    """What `MADE` is made of."""
+    write(EVERY[0], {**EVERY[-1], "output": "b-ball.mkv", "lossless": True})
+    assert batch().code == 0
+    Path("film.toml").write_text(
+        f'size = "64x64"\nsteps = 1\nmodel = "{tiny}"\n[[shot]]\nprompt = "a"\nframes = 5\n'
+        '[[shot]]\nprompt = "b"\nframes = 4\ncontinued = true\n'
+    )
+
+
 @pytest.fixture
 def batch(cli: Any, tiny: Path) -> Callable[..., Any]:
     def command(*arguments: str) -> Any:
@@ -64,6 +86,59 @@ def test_a_list_of_every_verb(batch: Any, cli: Any, files: None, calls: Any, tin
     alone = ["--model", str(tiny), "--steps", "1", "--device", "cpu", "--frames", "4", "--seed", "3", "--fit", "pad"]
     assert cli("connect", "a.mkv", "b.mkv", *alone, "-o", "alone.mp4").code == 0
     assert Path("alone.mp4").read_bytes() == Path(NAMES[2]).read_bytes()  # the same seed, the same video
+
+
+def test_a_list_of_what_files_say(batch: Any, cli: Any, made_before: None, calls: Any) -> None:
+    write(*MADE)
+    calls.loaded.clear()
+    plans = json.loads(batch("--dry-run", "--json").out)
+    assert [plan["line"] for plan in plans] == [1, 2, 3, 6, 4, 5] and len(plans[4]["shots"]) == 2
+    ended = batch("--steps", "3")  # of the lines alone that say no other thing
+    assert ended.code == 0, ended.err
+    assert ended.out.split() == MADE_NAMES
+    assert Path("a-ball-8.mkv").read_bytes() == Path("b-ball.mkv").read_bytes()
+    assert Path("a-extended-1-2.mp4").read_bytes() == Path("a-extended-1.mp4").read_bytes()
+    recipes = [read_recipe(Path(name)) or {} for name in MADE_NAMES]
+    assert [recipe["request"]["num_steps"] for recipe in recipes[:4]] == [1, 1, 1, 3]
+    assert [recipe["request"]["seed"] for recipe in recipes[:4]] == [8, 12, 1, 1]
+    assert [[shot["seed"] for shot in recipe["storyboard"]] for recipe in recipes[4:]] == [[21, 22], [22, 23]]
+    codecs = [video_facts(Path(name)).codec for name in MADE_NAMES]
+    assert codecs == ["ffv1", "h264", "h264", "ffv1", "h264", "ffv1"]
+    alone = cli("storyboard", "film.toml", "--seed", "22", "--lossless", "-o", "alone.mkv")
+    assert alone.code == 0 and Path("alone.mkv").read_bytes() == Path("film.mkv").read_bytes()
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_going_on_with_what_files_say(
+    at: int, batch: Any, made_before: None, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """Whatever was being decoded as it was stopped: the second run makes the rest, and the first one's names."""
+    write(*MADE)
+    decode, count = run.decode_to_file, iter(range(1, 99))
+
+    def stopped(*arguments: Any, **options: Any) -> Path:
+        if next(count) == at:
+            raise KeyboardInterrupt
+        return decode(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "decode_to_file", stopped)
+        assert batch().code == 130
+    ended = batch("--resume")
+    assert ended.code == 0, ended.err
+    assert ended.out.split() == MADE_NAMES[min(at, 5) - 1 :]
+    assert not list(home.glob("*.safetensors")) and not list(home.glob(".*.shots"))
+    assert batch("--resume").out == ""
+
+
+def test_a_storyboard_in_place_is_done_even_if_the_journal_does_not_say_so(batch: Any, made_before: None) -> None:
+    write(MADE[3])
+    assert batch().code == 0
+    journal = Path("list.jsonl.journal")
+    journal.write_text("".join(line for line in journal.read_text().splitlines(True) if '"done"' not in line
+                               and '"end"' not in line))  # fmt: skip
+    ended = batch("--resume")
+    assert (ended.code, ended.out) == (0, "") and "1 of 1 are done already" in ended.err, ended.err
 
 
 def test_going_on_with_a_list(batch: Any, files: None, calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
