@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from soragen.families.pocket.vae import GROUP, PATCH, PATCH_DIM, PocketVae, VaeConfig
+from soragen.families.pocket.vae import GROUP, PATCH, PATCH_DIM, PocketVae, VaeConfig, join
 from training.clips import read_shard
 
 NOISE = 0.2
@@ -31,6 +31,11 @@ def to_groups(frames: Tensor) -> Tensor:
     frames = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     frames = torch.cat([frames[:, :1].expand(-1, GROUP - 1, -1, -1, -1), frames], dim=1)
     return frames.unflatten(1, (-1, GROUP))
+
+
+def join_groups(groups: Tensor) -> Tensor:
+    """Decoded groups [B, G, 4, 3, H, W] as `PocketVae.decode` shows them."""
+    return torch.stack(list(join(groups.unbind(dim=1))), dim=1)
 
 
 def fit_linear(vae: PocketVae, shards: list[Path]) -> None:
@@ -152,7 +157,7 @@ def score(vae: PocketVae, shards: list[Path]) -> dict[str, float]:
     for path in shards:
         tensors, _ = read_shard(path)
         groups = to_groups(tensors["frames"])
-        out = vae.decode_groups(vae.encode_groups(groups)[0])[0].clamp(-1, 1)
+        out = join_groups(vae.decode_groups(vae.encode_groups(groups)[0])[0]).clamp(-1, 1)
         error = ((out - groups) / 2).flatten(1, 2)[:, GROUP - 1 :]  #    [n, T, 3, H, W]
         mask = (tensors["mask"] > 127)[:, :, None].expand_as(error)
         whole.append(error.square().mean())
@@ -252,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
             for row, pick in enumerate(batch):
                 if pick.latents is not None:
                     raw[row] = vae.denormalise(pick.latents[None].float().to(raw))[0]
-            out, _ = vae.decode_groups(raw)
+            out = join_groups(vae.decode_groups(raw)[0])
         out, target = (video.flatten(1, 2)[:, GROUP - 1 :].float() for video in (out, target))
         loss = reconstruction_loss(out, target, weight)
         optimizer.zero_grad()

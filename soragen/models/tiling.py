@@ -107,6 +107,15 @@ class TwoPartVae(Vae, Protocol):
         ...
 
 
+@runtime_checkable
+class JoiningVae(Vae, Protocol):
+    """A VAE that looks at whole frames to join what it decoded. decode is join(decode_apart(latents))."""
+
+    def decode_apart(self, latents: Tensor) -> Iterator[Tensor]: ...
+
+    def join(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]: ...
+
+
 class TiledVae:
     """See `soragen.models.family.Vae`. A decoder that draws noise while it makes frames larger draws that of the whole
     frame for each tile, and cuts it.
@@ -139,6 +148,10 @@ class TiledVae:
 
         The first one comes when all tiles but the last have passed.
         """
+        frames = self._blend(latents, seed)
+        return self.vae.join(frames) if isinstance(self.vae, JoiningVae) else frames
+
+    def _blend(self, latents: Tensor, seed: int) -> Iterator[Tensor]:
         height, width = latents.shape[3:]
         rows, columns = lay_tiles(height, self.tile[0]), lay_tiles(width, self.tile[1])
         tiles = list(product(weighted(rows, self.stride[0]), weighted(columns, self.stride[1])))
@@ -160,6 +173,8 @@ class TiledVae:
     def _decoder(self, latents: Tensor, seed: int, files: ExitStack) -> Callable[[slice, slice], Iterator[Tensor]]:
         """Decodes the tile in some rows and columns."""
         vae = self.vae
+        if isinstance(vae, JoiningVae):
+            return lambda row, column: vae.decode_apart(latents[..., row, column])
         if not isinstance(vae, TwoPartVae):
             return lambda row, column: vae.decode(latents[..., row, column], seed=seed)
         generator = torch.Generator("cpu").manual_seed(seed)

@@ -1,6 +1,7 @@
 """The embedded family: exact streams, known frames that come back, positions that carry aspect and frame rate."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,9 +68,40 @@ def test_decoding_is_an_exact_stream_and_causal(vae: PocketVae) -> None:
     with torch.inference_mode():
         groups = vae.decode_groups(raw)[0][0] / 2 + 0.5  #               [4, 4, 3, H, W], all at once
     at_once = groups.flatten(0, 1)[3:].permute(0, 2, 3, 1).clamp(0, 1)
-    torch.testing.assert_close(whole, at_once, rtol=1e-5, atol=1e-5)
+    apart = torch.cat(list(vae.decode_apart(latents)))
+    torch.testing.assert_close(apart, at_once, rtol=1e-5, atol=1e-5)
+    assert torch.equal(torch.cat(list(vae.join(vae.decode_apart(latents)))), whole)
     prefix = torch.cat(list(vae.decode(latents[:, :, :2])))
     assert torch.equal(prefix, whole[:5])
+
+
+def walk(*values: float) -> torch.Tensor:
+    """Frames [T, 2, 2, 3], each of one value."""
+    return torch.tensor(values)[:, None, None, None].expand(-1, 2, 2, 3)
+
+
+def joined(vae: PocketVae, frames: torch.Tensor) -> list[float]:
+    chunks = [frames[:1], *frames[1:].split(4)]
+    shown = torch.cat(list(vae.join(chunks)))
+    assert shown.shape == frames.shape
+    return [round(float(frame.mean()), 4) for frame in shown]
+
+
+def test_a_jump_between_groups_is_spread_over_the_second(vae: PocketVae) -> None:
+    still = walk(0.2, *[0.2] * 4, *[0.6] * 4, *[0.6] * 4)
+    assert joined(vae, still) == pytest.approx([0.2] * 5 + [0.2, 0.3333, 0.4667, 0.6] + [0.6] * 4)
+    moving = walk(0.1, 0.11, 0.12, 0.13, 0.14, 0.55, 0.56, 0.57, 0.58)
+    shown = joined(vae, moving)
+    assert shown[:5] == pytest.approx([0.1, 0.11, 0.12, 0.13, 0.14])
+    assert 0.01 <= shown[5] - shown[4] < 0.03 and shown[8] == 0.58  # about the step of the frames around it
+    assert max(b - a for a, b in pairwise(shown)) < 0.15
+
+
+def test_a_step_no_larger_than_those_around_it_is_left_alone(vae: PocketVae) -> None:
+    even = [0.1 + 0.05 * n for n in range(13)]
+    assert joined(vae, walk(*even)) == pytest.approx(even, abs=1e-4)
+    uneven = walk(0.1, 0.2, 0.1, 0.2, 0.1, 0.15, 0.1, 0.2, 0.1)
+    assert joined(vae, uneven) == pytest.approx(uneven.mean((1, 2, 3)).tolist(), abs=1e-4)
 
 
 def test_decoding_takes_nothing_before_it_is_asked(vae: PocketVae) -> None:

@@ -83,6 +83,37 @@ class Stack(nn.Module):
         return x, new_state
 
 
+def follow(group: Tensor, before: list[Tensor]) -> Tensor:
+    """A decoded group of frames [B, 4, ...] that begins where the video stands, and fades into what it was decoded as.
+
+    before: the last frame [B, ...] as it is shown; then, unless that is the first of the video, the group it was
+    decoded in, as it was decoded.
+
+    Groups are made apart from each other, and where a transformer is not sure of a thing they differ: the step to the
+    next group is larger than those inside of groups. As much of it as is larger, less the movement that leads there,
+    is taken back, and has returned by the group's last frame: a deblocking filter, in time. A step that is no larger
+    than those around it stays as it is (docs/decisions/0014-steps-between-latent-frames.md).
+    """
+    last, *old = before
+    inside = torch.cat([each.diff(dim=1) for each in (*old, group)], dim=1)  # [B, 3 or 6, ...]
+    usual = inside.abs().flatten(1).mean(dim=1)
+    expected = torch.stack([group[:, 1] - group[:, 0], *(each[:, -1] - each[:, -2] for each in old)]).mean(dim=0)
+    step = group[:, 0] - last
+    size = step.abs().flatten(1).mean(dim=1)
+    share = ((size - usual) / size.clamp(min=1e-6)).clamp(min=0).view(-1, 1, 1, 1)
+    fade = torch.linspace(1, 0, GROUP).to(group).view(-1, 1, 1, 1)  # 1, 2/3, 1/3, 0
+    return group - fade * (share * (step - expected))[:, None]
+
+
+def join(groups: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Decoded groups [B, 4, ...], each as `follow` has it; the first of the video may be one frame [B, 1, ...]."""
+    before: list[Tensor] = []
+    for group in groups:
+        shown = follow(group, before) if before else group
+        before = [shown[:, -1], group] if before else [shown[:, -1]]
+        yield shown
+
+
 State = list[list[Tensor]]
 
 
@@ -140,7 +171,7 @@ class PocketVae(nn.Module):
         return (linear + residual * self.spread).unflatten(0, (b, g)), [new_state]
 
     def decode_groups(self, latents: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Groups of frames [B, G, 4, 3, H, W] of raw latents [B, G, z, h, w]."""
+        """Groups of frames [B, G, 4, 3, H, W] of raw latents [B, G, z, h, w], not joined yet."""
         b, g = latents.shape[:2]
         flat = latents.flatten(0, 1)
         static, motion = flat.split([self.config.static_channels, self.config.motion_channels], dim=1)
@@ -189,12 +220,20 @@ class PocketVae(nn.Module):
             raise ValueError("the number of frames is not 1 + 4k")
         return self.normalise(torch.cat(pieces, dim=1))
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
         """Chunks of frames [1, H, W, 3], then [4, H, W, 3] each, in 0..1 on the CPU, of latents [1, z, T, h, w].
 
         seed: passed over, nothing is drawn.
         """
+        return self.join(self.decode_apart(latents))
+
+    def join(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The chunks of `decode_apart` as those of `decode`."""
+        return (shown[0].clamp(0, 1) for shown in join(chunk[None] for chunk in chunks))
+
+    @torch.inference_mode()
+    def decode_apart(self, latents: Tensor) -> Iterator[Tensor]:
+        """As `decode`, with the steps between groups as they are."""
         state: State | None = None
         for k in range(latents.shape[2]):
             raw = self.denormalise(latents[:, :, k : k + 1].to(self.patch_mean))
