@@ -30,7 +30,9 @@ SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
 BLOCK = 8
 """Pixels of a block's side."""
-WORKING = 6
+ARRIVING = 4
+"""Frames over which a step is spread that is larger than those before it, where made frames arrive at a source's."""
+WORKING = 6 + ARRIVING
 """Frames of floats that are there at most while one is joined."""
 
 
@@ -50,6 +52,22 @@ class Join:
         same = torch.exp(-((blocks / SAME) ** 2))
         weight = share * F.interpolate(same, (height, width), mode="bilinear")[0, 0, :, :, None]
         return (frame + weight * (self.source - self.decoded)).clamp(0, 1)
+
+
+def arrive(frames: list[Tensor], source: Tensor) -> list[Tensor]:
+    """The last made frames [H, W, 3] before `source`, a frame of the file as it came.
+
+    The share by which the step to it is larger than those between them, less the movement expected there, is spread
+    over them: whole in the last, nothing in the first. A single frame stays as it is.
+    """
+    if len(frames) < 2:
+        return frames
+    usual = sum(float((b - a).abs().mean()) for a, b in itertools.pairwise(frames)) / (len(frames) - 1)
+    step = source - frames[-1]
+    size = float(step.abs().mean())
+    share = max(0.0, size - usual) / max(size, 1e-6)
+    excess = share * (step - (frames[-1] - frames[-2]))
+    return [(frame + i / (len(frames) - 1) * excess).clamp(0, 1) for i, frame in enumerate(frames)]
 
 
 def fade(distance: int, length: int) -> float:
@@ -103,10 +121,13 @@ def hand_over(
         if len(waiting) > length:
             yield to_float(waiting.popleft())[None]
     if waiting and after is not None:
-        last = after()
+        last, arriving = after(), list[Tensor]()
         while waiting:
             share = fade(len(waiting), length)
-            yield last.applied(to_float(waiting.popleft()), share)[None]
+            arriving.append(last.applied(to_float(waiting.popleft()), share))
+            if len(arriving) > ARRIVING:
+                yield arriving.pop(0)[None]
+        yield from (frame[None] for frame in arrive(arriving, last.source))
 
 
 def to_float(frame: Tensor) -> Tensor:

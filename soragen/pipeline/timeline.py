@@ -151,8 +151,10 @@ def _loop(request: Request, edit: Edit, room: Room) -> Timeline:
     if not room.anywhere or room.window < 4:
         raise InputError(f"{request.checkpoint} cannot be given frames within a clip", "use --model pocket")
     cyclic = max(1, min(room.window // 4, num_frames // stride - 1))
-    # Frame 0 stands alone in its latent frame, and comes again as the last frame of a whole one: that one is shown.
-    return Timeline(1 + num_frames + cyclic * stride, (Piece(1, num_frames),), num_cyclic=cyclic)
+    # Shown is each latent frame once, but the very first, which holds a single frame. Those that come again are shown
+    # as they come again: then the video ends with what came before its first frame.
+    start = 1 + cyclic * stride
+    return Timeline(start + num_frames, (Piece(start, num_frames),), num_cyclic=cyclic)
 
 
 def _bridge(request: Request, edit: Edit, room: Room, ends: int, to: int) -> tuple[Piece, tuple[Given, Given]]:

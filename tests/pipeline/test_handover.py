@@ -9,7 +9,7 @@ import torch
 from live import Live
 from torch import Tensor
 
-from soragen.pipeline.handover import MOST_FRAMES, Join, fade, hand_over, held_bytes
+from soragen.pipeline.handover import MOST_FRAMES, Join, arrive, fade, hand_over, held_bytes
 from soragen.pipeline.timeline import Given, Piece, Timeline
 from soragen.size import VideoSize
 from soragen.video.write import to_uint8
@@ -47,6 +47,25 @@ def test_it_arrives_at_what_follows() -> None:
     torch.testing.assert_close(made[-1], sharp(), atol=0.5001 / 255, rtol=0)  # it waited in 8 bits
     assert torch.equal(to_uint8(made[0]), to_uint8(soft()))
     assert len(made) == 7
+
+
+def flat(*values: float) -> list[Tensor]:
+    return [torch.full((2, 2, 3), value) for value in values]
+
+
+def test_a_large_step_to_what_follows_is_spread_over_the_last_frames() -> None:
+    (source,) = flat(0.8)
+    arrived = [float(frame.mean()) for frame in arrive(flat(0.2, 0.2, 0.2, 0.2), source)]
+    assert arrived == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    arrived = [float(frame.mean()) for frame in arrive(flat(0.1, 0.12, 0.14, 0.16), source)]
+    assert arrived[0] == pytest.approx(0.1) and 0.02 <= 0.8 - arrived[-1] < 0.04
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.2, 0.3, 0.4), (0.4, 0.6, 0.4), (0.4,)])
+def test_a_step_like_those_before_it_is_left_alone(values: tuple[float, ...]) -> None:
+    (source,) = flat(0.5)
+    arrived = [float(frame.mean()) for frame in arrive(flat(*values), source)]
+    assert arrived == pytest.approx(list(values))
 
 
 def test_both_ends_of_a_short_passage() -> None:
