@@ -1,6 +1,9 @@
 """The whole recipe at the smallest size: every stage runs, resumes, and what it exports makes a video."""
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from training import clips, export, latents, resample, restore, text, transforme
 from training.world.captions import caption
 from training.world.render import render
 from training.world.scene import ATTRIBUTES, SUBJECTS, is_held_out, sample_scene
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,36 @@ def test_a_lost_run_is_made_again_of_what_was_exported(run: Path, tmp_path: Path
     trained = torch.load(tmp_path / "transformer" / "state.pt", weights_only=True)["network"]["patch_in.weight"]
     began = load_file(run / "checkpoint" / "transformer" / export.PARTS[1][2])["patch_in.weight"].float()
     assert (trained - began).abs().mean() < 0.1 * began.abs().mean()
+
+
+def in_two_processes(*arguments: str) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_processes_agree_and_average_their_gradients(tmp_path: Path) -> None:
+    (tmp_path / "team.py").write_text(
+        "import torch\n"
+        "from training.transformer import Team\n"
+        "team, network = Team(), torch.nn.Linear(1, 1, bias=False)\n"
+        "(network.weight * (team.rank + 1)).sum().backward()\n"
+        "team.average_gradients(network)\n"
+        "print(team.size, team.agree(5.0 + team.rank), network.weight.grad.item())\n"
+    )
+    assert in_two_processes(str(tmp_path / "team.py")).splitlines() == ["2 5.0 1.5"] * 2
+
+
+def test_two_processes_train_together(run: Path, tmp_path: Path) -> None:
+    for name in ("latents", "held_out_latents", "text", "vae"):
+        (tmp_path / name).symlink_to(run / name)
+    small = ["--minutes", "0.02", "--width", "64", "--layers", "1", "--tokens", "64"]
+    said = in_two_processes("-m", "training.transformer", str(tmp_path), *small)
+    assert said.count("held out") == 1  # the first one alone keeps and tells
+    state = torch.load(tmp_path / "transformer" / "state.pt", weights_only=True)
+    assert state["step"] > 0 and state["seen"] % 2 == 0
 
 
 def test_a_frozen_encoder_keeps_the_latents_valid(run: Path) -> None:
