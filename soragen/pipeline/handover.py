@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from soragen.pipeline.timeline import Given, Piece, Timeline
 from soragen.size import VideoSize
+from soragen.video.motion import difference
 from soragen.video.write import to_uint8
 
 LENGTH = 1.0
@@ -30,9 +32,9 @@ SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
 BLOCK = 8
 """Pixels of a block's side."""
-ARRIVING = 4
+ARRIVING = 8
 """Frames over which a step is spread that is larger than those before it, where made frames arrive at a source's."""
-WORKING = 6 + ARRIVING
+WORKING = 6
 """Frames of floats that are there at most while one is joined."""
 
 
@@ -54,20 +56,20 @@ class Join:
         return (frame + weight * (self.source - self.decoded)).clamp(0, 1)
 
 
-def arrive(frames: list[Tensor], source: Tensor) -> list[Tensor]:
-    """The last made frames [H, W, 3] before `source`, a frame of the file as it came.
+def arrive(frames: Sequence[Tensor], source: Tensor) -> Iterator[Tensor]:
+    """The last made frames [H, W, 3] uint8 before `source`, a frame of the file as it came; they and it in 0..1.
 
     The share by which the step to it is larger than those between them, less the movement expected there, is spread
     over them: whole in the last, nothing in the first. A single frame stays as it is.
     """
-    if len(frames) < 2:
-        return frames
-    usual = sum(float((b - a).abs().mean()) for a, b in itertools.pairwise(frames)) / (len(frames) - 1)
-    step = source - frames[-1]
-    size = float(step.abs().mean())
-    share = max(0.0, size - usual) / max(size, 1e-6)
-    excess = share * (step - (frames[-1] - frames[-2]))
-    return [(frame + i / (len(frames) - 1) * excess).clamp(0, 1) for i, frame in enumerate(frames)]
+    last, excess = to_float(frames[-1]), torch.zeros(())
+    if len(frames) > 1:
+        usual = statistics.mean(difference(a, b) for a, b in itertools.pairwise(frames))
+        size = float((source - last).abs().mean())
+        share = max(0.0, size - usual) / max(size, 1e-6)
+        excess = share * (source - 2 * last + to_float(frames[-2]))
+    for i, frame in enumerate(frames):
+        yield (to_float(frame) + i / max(1, len(frames) - 1) * excess).clamp(0, 1)
 
 
 def fade(distance: int, length: int) -> float:
@@ -121,12 +123,12 @@ def hand_over(
         if len(waiting) > length:
             yield to_float(waiting.popleft())[None]
     if waiting and after is not None:
-        last, arriving = after(), list[Tensor]()
+        last, arriving = after(), deque[Tensor]()
         while waiting:
             share = fade(len(waiting), length)
-            arriving.append(last.applied(to_float(waiting.popleft()), share))
+            arriving.append(to_uint8(last.applied(to_float(waiting.popleft()), share)))
             if len(arriving) > ARRIVING:
-                yield arriving.pop(0)[None]
+                yield to_float(arriving.popleft())[None]
         yield from (frame[None] for frame in arrive(arriving, last.source))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -44,28 +45,30 @@ def test_a_still_scene_goes_on_as_it_came_and_fades_into_the_decoders_own() -> N
 
 def test_it_arrives_at_what_follows() -> None:
     made = run([soft()] * 7, None, Join(soft(), sharp()))
-    torch.testing.assert_close(made[-1], sharp(), atol=0.5001 / 255, rtol=0)  # it waited in 8 bits
+    torch.testing.assert_close(made[-1], sharp(), atol=1.0001 / 255, rtol=0)  # it waited in 8 bits, twice
     assert torch.equal(to_uint8(made[0]), to_uint8(soft()))
     assert len(made) == 7
 
 
 def flat(*values: float) -> list[Tensor]:
-    return [torch.full((2, 2, 3), value) for value in values]
+    return [to_uint8(torch.full((2, 2, 3), value)) for value in values]
+
+
+def shades(frames: Iterator[Tensor]) -> list[float]:
+    return [float(frame.mean()) for frame in frames]
 
 
 def test_a_large_step_to_what_follows_is_spread_over_the_last_frames() -> None:
-    (source,) = flat(0.8)
-    arrived = [float(frame.mean()) for frame in arrive(flat(0.2, 0.2, 0.2, 0.2), source)]
-    assert arrived == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    arrived = [float(frame.mean()) for frame in arrive(flat(0.1, 0.12, 0.14, 0.16), source)]
-    assert arrived[0] == pytest.approx(0.1) and 0.02 <= 0.8 - arrived[-1] < 0.04
+    source = torch.full((2, 2, 3), 0.8)
+    assert shades(arrive(flat(0.2, 0.2, 0.2, 0.2), source)) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    arrived = shades(arrive(flat(0.1, 0.12, 0.14, 0.16), source))
+    assert arrived[0] == pytest.approx(0.1, abs=0.002) and 0.02 <= 0.8 - arrived[-1] < 0.04
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.2, 0.3, 0.4), (0.4, 0.6, 0.4), (0.4,)])
 def test_a_step_like_those_before_it_is_left_alone(values: tuple[float, ...]) -> None:
-    (source,) = flat(0.5)
-    arrived = [float(frame.mean()) for frame in arrive(flat(*values), source)]
-    assert arrived == pytest.approx(list(values))
+    source = torch.full((2, 2, 3), 0.5)
+    assert shades(arrive(flat(*values), source)) == pytest.approx(list(values), abs=0.003)
 
 
 def test_both_ends_of_a_short_passage() -> None:

@@ -190,7 +190,7 @@ def test_each_video_of_a_list_has_its_own_tiles(
         plan = make_plan(request, *rest)
         return replace(plan, tile={5: None, 9: (16, 12), 13: (12, 12)}[request.size.num_frames])
 
-    monkeypatch.setattr("soragen.pipeline.batch.make_plan", plan_of)
+    monkeypatch.setattr("soragen.pipeline.worklist.make_plan", plan_of)
     monkeypatch.setattr(run, "TiledVae", Tiled)
     Path("list.jsonl").write_text("".join(json.dumps({"prompt": "a ball", "frames": n}) + "\n" for n in (9, 5, 13)))
     ended = cli("batch", "list.jsonl", "--model", str(tiny), "--size", "128x128", "--steps", "1", "--seed", "1")
