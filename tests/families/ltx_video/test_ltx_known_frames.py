@@ -116,7 +116,7 @@ def test_final_latents(checkpoint: tuple[Any, Path], given: dict[int, int]) -> N
 def test_where_clips_end_up(checkpoint: tuple[Any, Path]) -> None:
     folder = checkpoint[1]
     conditions = read(folder, [clip(0, 9), clip(13, 1), clip(16, 17)])
-    assert conditions.known is not None and conditions.known.native and not conditions.note
+    assert conditions.known is not None and conditions.known.native
     assert conditions.known.mask.tolist() == [0, 0, 1, 1, 0]
     assert [(k.frame, k.latents.shape[2]) for k in conditions.keyframes] == [(13, 1), (16, 2)]
     # One that begins like a latent frame: nine frames at once, and the rest where latent frames lie.
