@@ -47,6 +47,8 @@ KNOWN_FRAMES = 0.4
 CONTINUED = 0.25
 CLIP_LATENT_FRAMES = 7
 SUBJECT_WEIGHT = 2.0
+RATE_FALLS = 0.3
+"""Share of the training, at its end, over which the learning rate falls to zero."""
 
 
 @dataclass
@@ -76,9 +78,15 @@ class Pool:
             self.seen.add(path.name)
             tensors, scenes = read_shard(path)
             kind = path.name.split("-")[0]
-            for latents, mask, mirror in (("latents", "mask", False), ("mirrored", "mirrored_mask", True)):
-                shard = Shard(tensors[latents], tensors[mask], [s.mirrored() for s in scenes] if mirror else scenes)
-                self.shards[kind][shard.latents.shape[-2], shard.latents.shape[-1]].append(shard)
+            whole = Shard(tensors["latents"], tensors["mask"], scenes)
+            # A clip that turns is never seen mirrored: it would turn the other way, and the caption does not say so.
+            rows = [i for i, scene in enumerate(scenes) if kind == "images" or not scene.turns]
+            flipped = Shard(
+                tensors["mirrored"][rows], tensors["mirrored_mask"][rows], [scenes[i].mirrored() for i in rows]
+            )
+            for shard in (whole, flipped):
+                if shard.scenes:
+                    self.shards[kind][shard.latents.shape[-2], shard.latents.shape[-1]].append(shard)
 
     def count(self, kind: str) -> int:
         return sum(len(shard.scenes) for shards in self.shards[kind].values() for shard in shards)
@@ -313,7 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
         sigma = torch.sigmoid(centre + SIGMA_STD * torch.randn(len(scenes))).clamp(0.02, 0.9999).to(device)
         noise = torch.randn(latents.shape).to(device)
         loss = flow_loss(network, latents, mask, sigma, noise, free, clock(latents), embed(read, texts, device)).mean()
-        rate = min(1.0, (step + 1) / 100) * min(1.0, max(0.03, 2 * (1 - share)))
+        rate = min(1.0, (step + 1) / 100) * min(1.0, max(0.03, (1 - share) / RATE_FALLS))
         for optimizer, base in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = base * rate
             optimizer.zero_grad()

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from soragen.pipeline.run import generate
 from soragen.video.facts import video_facts
 from training import clips, export, latents, resample, restore, text, transformer, vae
 from training.world.captions import caption
+from training.world.motion import subject_pose
 from training.world.render import render
 from training.world.scene import ATTRIBUTES, SUBJECTS, is_held_out, sample_scene
+from training.world.subjects import subject as build
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,14 +112,16 @@ def in_two_processes(*arguments: str) -> str:
 
 def test_processes_agree_and_average_their_gradients(tmp_path: Path) -> None:
     (tmp_path / "team.py").write_text(
-        "import torch\n"
+        "import pathlib, sys, torch\n"
         "from training.transformer import Team\n"
         "team, network = Team(), torch.nn.Linear(1, 1, bias=False)\n"
         "(network.weight * (team.rank + 1)).sum().backward()\n"
         "team.average_gradients(network)\n"
-        "print(team.size, team.agree(5.0 + team.rank), network.weight.grad.item())\n"
+        "said = f'{team.size} {team.agree(5.0 + team.rank)} {network.weight.grad.item()}'\n"
+        "pathlib.Path(sys.argv[1], f'{team.rank}.txt').write_text(said)\n"
     )
-    assert in_two_processes(str(tmp_path / "team.py")).splitlines() == ["2 5.0 1.5"] * 2
+    in_two_processes(str(tmp_path / "team.py"), str(tmp_path))  # a file each: two processes' lines may mix
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["2 5.0 1.5"] * 2
 
 
 def test_two_processes_train_together(run: Path, tmp_path: Path) -> None:
@@ -171,6 +176,26 @@ def test_a_mirrored_scene_says_so() -> None:
         swapped = scene.motion.replace("left", "?").replace("right", "left").replace("?", "right")
         assert scene.mirrored().motion == swapped
         assert scene.mirrored().mirrored() == scene
+
+
+def test_what_turns_or_swings_begins_at_one_place_and_goes_one_way() -> None:
+    """A sentence names no phase: two scenes that differ in their random numbers alone move alike."""
+    rng, seconds = random.Random(2), torch.tensor([0.0, 0.25, 0.5])
+    for motion in ("bouncing", "swaying"):
+        for _ in range(8):
+            scene = replace(sample_scene(rng), subject="cone", motion=motion, ground="grass")
+            position = subject_pose(scene, seconds, build("cone"), 1.0).position
+            moved = position[:, 1 if motion == "bouncing" else 0] - position[0, 1 if motion == "bouncing" else 0]
+            assert 0 < moved[1] < moved[2]
+    assert all(scene.turns for scene in (replace(scene, motion="spinning"), replace(scene, camera="orbit")))
+
+
+def test_a_clip_that_turns_is_not_drawn_mirrored(run: Path) -> None:
+    pool = transformer.Pool(run / "latents")
+    pool.refresh()
+    shards = [path for path in (run / "latents").iterdir() if path.name.startswith("clips")]
+    scenes = [scene for path in shards for scene in clips.read_shard(path)[1]]
+    assert pool.count("clips") == 2 * len(scenes) - sum(scene.turns for scene in scenes)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)

@@ -18,9 +18,10 @@ from .subjects import ALWAYS_TURNED, LOOKS_SIDEWAYS, Subject
 TAN_HALF_SHORT = 0.40  # tangent of half the field of view along the short side
 NOMINAL_DISTANCE = 1.0 / TAN_HALF_SHORT
 CLIP_SECONDS = 4.0  # motions are bounded over this span and rest after it
-BOUNCE_SECONDS = 0.9
-SPIN_TURNS_PER_SECOND = 0.35
-SWAY_SECONDS = 1.5
+BOUNCE_SECONDS = 1.0
+SPIN_TURNS_PER_SECOND = 0.5
+SPIN_LEAN = 0.16  # radians that a spinning subject leans: what is round must be seen to turn as well
+SWAY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,19 @@ def subject_pose(scene: Scene, seconds: Tensor, subject: Subject, aspect: float)
     zero = torch.zeros_like(seconds)
     e = ease(seconds)
     size = scene.rand("size", 0.85, 1.15)
-    speed = scene.rand("speed", 0.9, 1.1)
-    x, lift, scale, roll, squash = zero + scene.rand("offset_x", -0.1, 0.1), zero, zero + size, zero, zero
+    speed = scene.rand("speed", 0.95, 1.05)
+    x, lift, scale, squash = zero + scene.rand("offset_x", -0.1, 0.1), zero, zero + size, zero
+    roll, lean = zero, zero
     yaw = zero + _heading(scene)
     motion = scene.motion
-    phase = 2 * math.pi * scene.rand("phase")
+    # What goes round begins at one place and turns one way: a sentence says no phase, and a small model that has to
+    # guess one draws all of them at once.
     if motion == "bouncing":
-        lift = 0.42 * torch.sin(math.pi * (seconds / (BOUNCE_SECONDS * speed)) + phase / 2).abs()
+        lift = 0.42 * torch.sin(math.pi * seconds / (BOUNCE_SECONDS * speed)).abs()
         squash = 0.2 * (1 - lift / 0.12).clamp_min(0.0)
     elif motion == "spinning":
-        yaw = yaw + scene.sign("spin_side") * 2 * math.pi * SPIN_TURNS_PER_SECOND * speed * seconds
+        yaw = yaw + 2 * math.pi * SPIN_TURNS_PER_SECOND * speed * seconds
+        lean = zero + SPIN_LEAN
     elif motion in ("moving left", "moving right"):
         reach = 0.44 * min(max(aspect, 1.0), 1.6)
         x = x * 0.5 + (1.0 if motion == "moving right" else -1.0) * reach * (2 * e - 1)
@@ -91,19 +95,20 @@ def subject_pose(scene: Scene, seconds: Tensor, subject: Subject, aspect: float)
     elif motion == "shrinking":
         scale = size * (1.20 - 0.68 * e)
     elif motion == "swaying":
-        roll = 0.30 * torch.sin(2 * math.pi * seconds / (SWAY_SECONDS * speed) + phase)
+        swing = torch.sin(2 * math.pi * seconds / (SWAY_SECONDS * speed))
+        roll, x = -0.32 * swing, x + 0.10 * swing
     elif motion == "rising":
         lift = 0.72 * e
     if scene.ground == "ocean":
         lift = lift - subject.float_depth * scale
-    elif motion == "swaying":
+    elif motion in ("swaying", "spinning"):
         # Rocking pivots on the base's middle; lifting by the sunk corner keeps it on the ground.
         foot = subject.hull[subject.hull[:, 1] < 0.1]
         half_base = float(foot[:, 0].abs().max()) if len(foot) else 0.0
-        lift = lift + roll.abs().sin() * half_base * size * 0.75
+        lift = lift + (roll.abs() + lean).sin() * half_base * size * 0.75
     stretch = 0.0 if scene.subject == "ball" else scene.rand("aspect", -0.06, 0.06)  # a little taller or a little wider
     shape = torch.diag(torch.tensor([1 - stretch, 1 + stretch, 1 - stretch]))
-    linear = _turn(2, roll) @ _turn(1, yaw) @ shape
+    linear = _turn(2, roll) @ _turn(1, yaw) @ _turn(2, lean) @ shape
     flatten = torch.stack([1 + 0.5 * squash, 1 - squash, 1 + 0.5 * squash], -1)
     linear = flatten[:, :, None] * linear * scale[:, None, None]
     return Pose(linear, torch.stack([x, lift, zero + scene.rand("offset_z", -0.1, 0.1)], -1))
@@ -117,7 +122,7 @@ def camera_path(scene: Scene, seconds: Tensor, aspect: float, distance: float, t
     elevation = scene.rand("cam_elevation", 0.08, 0.24)
     pan, reach = zero, zero + 1.0
     # A full pan after a travelling subject would cancel its travel in the image, and against it would double it.
-    swing = 0.08 if scene.motion in ("moving left", "moving right") else 0.15
+    swing = 0.12 if scene.motion in ("moving left", "moving right") else 0.15
     if scene.camera == "pan left":
         pan = swing * (2 * e - 1)
     elif scene.camera == "pan right":
@@ -127,7 +132,7 @@ def camera_path(scene: Scene, seconds: Tensor, aspect: float, distance: float, t
     elif scene.camera == "zoom out":
         reach = 0.88 + 0.50 * e
     elif scene.camera == "orbit":
-        azimuth = azimuth + scene.sign("orbit_side") * 0.46 * (2 * e - 1)
+        azimuth = azimuth + 0.50 * (2 * e - 1)
     flat = distance * reach * math.cos(elevation)
     origin = torch.stack(
         [flat * azimuth.sin(), target_y + distance * reach * math.sin(elevation), flat * azimuth.cos()], -1

@@ -45,7 +45,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "camera": CAMERAS,
 }
 
-# Names of the continuous random numbers, in the order they lie in Scene.jitter.
+# Names of the continuous random numbers, in the order they lie in Scene.jitter. "phase", "orbit_side" and "spin_side"
+# are no longer asked for; their places stay, so that a shard's number gives the scenes that it always gave.
 JITTER: tuple[str, ...] = (
     "size",
     "heading",
@@ -99,6 +100,11 @@ class Scene:
     def indices(self) -> dict[str, int]:
         """Attribute name -> index of this scene's value in ATTRIBUTES."""
         return {name: values.index(getattr(self, name)) for name, values in ATTRIBUTES.items()}
+
+    @property
+    def turns(self) -> bool:
+        """Whether the mirror image turns the other way, as no scene of this world does."""
+        return self.motion in ("spinning", "swaying") or self.camera == "orbit"
 
     def mirrored(self) -> Scene:
         """The scene that describes this one's horizontally flipped pixels (the caller flips them)."""
