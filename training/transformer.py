@@ -46,7 +46,7 @@ EMA = 0.997
 KNOWN_FRAMES = 0.4
 CONTINUED = 0.25
 CLIP_LATENT_FRAMES = 7
-SUBJECT_WEIGHT = 2.0
+SUBJECT_WEIGHT = 4.0
 RATE_FALLS = 0.3
 """Share of the training, at its end, over which the learning rate falls to zero."""
 
@@ -79,8 +79,7 @@ class Pool:
             tensors, scenes = read_shard(path)
             kind = path.name.split("-")[0]
             whole = Shard(tensors["latents"], tensors["mask"], scenes)
-            # A clip that turns is never seen mirrored: it would turn the other way, and the caption does not say so.
-            rows = [i for i, scene in enumerate(scenes) if kind == "images" or not scene.turns]
+            rows = [i for i, scene in enumerate(scenes) if not scene.is_handed]
             flipped = Shard(
                 tensors["mirrored"][rows], tensors["mirrored_mask"][rows], [scenes[i].mirrored() for i in rows]
             )

@@ -23,14 +23,13 @@ from soragen.errors import OutputError
 from soragen.leftovers import leftover
 from soragen.models.device import free_memory
 from soragen.models.family import Vae
-from soragen.models.offload import Residence
 from soragen.pipeline import run
 from soragen.pipeline.contexts import Contexts, contexts_beside
 from soragen.pipeline.events import Note, Progress, Stage
 from soragen.pipeline.frames import seam_of
 from soragen.pipeline.latents import load_latents
 from soragen.pipeline.memory import READ_DTYPE
-from soragen.pipeline.plan import Plan
+from soragen.pipeline.plan import Plan, strictest
 from soragen.pipeline.shots import make_storyboard
 from soragen.pipeline.worklist import Job, ShotsJob, Worklist
 
@@ -95,15 +94,13 @@ class Batch(Worklist):
     def _encode(self, jobs: Sequence[Job], contexts: Contexts) -> list[Job]:
         """The jobs whose prompts are in `contexts` now."""
         self.listen(Stage("text", f"{len(jobs)} prompt{'s' if len(jobs) > 1 else ''}"))
-        encoder = run.load_text_encoder(strictest(jobs, "text_encoder"))
+        encoder = run.load_text_encoder(strictest([job.plan for job in jobs], "text_encoder"))
         encoded = []
         for number, job in enumerate(jobs, 1):
             with self._guarded(job), job.clock.timed("text"):
-                request, listen = job.plan.request, self._about(job.line)
-                context, negative = run.encode_prompts(job.plan, self.options.strict_prompt, listen, encoder)
-                contexts.write(request.prompt, context)
-                if negative is not None:
-                    contexts.write(request.negative_prompt, negative)
+                listen = self._about(job.line)
+                prompts = run.encode_prompts(job.plan, self.options.strict_prompt, listen, encoder)
+                contexts.write(job.plan.request, *prompts)
                 encoded.append(job)
             self.listen(Progress("text", number, len(jobs)))
         return encoded
@@ -120,15 +117,13 @@ class Batch(Worklist):
 
     def _denoise(self, jobs: Sequence[Job], contexts: Contexts) -> None:
         with jobs[0].clock.timed("load"):
-            transformer = run.load_transformer(strictest(jobs, "transformer"))
+            transformer = run.load_transformer(strictest([job.plan for job in jobs], "transformer"))
         for number, job in enumerate(jobs, 1):
             job.clock.listen = self._about(job.line, f"{number} of {len(jobs)}")
             with self._guarded(job):
-                request, device = job.plan.request, job.plan.machine.device
-                context = contexts.read(request.prompt, device)
-                negative = contexts.read(request.negative_prompt, device) if request.is_guided else None
-                given = contexts.read_given(job.key, device)
-                latents = run.denoise_all(job.plan, context, negative, given, job.clock, transformer)
+                device = job.plan.machine.device
+                prompts, given = contexts.read(job.plan.request, device), contexts.read_given(job.key, device)
+                latents = run.denoise_all(job.plan, *prompts, given, job.clock, transformer)
                 saved = run.to_save(job.plan, latents, job.output, self.options.metadata, job.lossless)
                 job.latents = run.keep(saved, job.clock.listen)
                 if job.latents is None:
@@ -172,12 +167,6 @@ class Batch(Worklist):
             self._fail(job.line, error)
             self.journal.write("failed", key=job.key, line=job.line, error=f"{type(error).__name__}: {error}")
             free(job.plan)
-
-
-def strictest(jobs: Sequence[Job], part: str) -> Plan:
-    """Of the plans of `jobs`, one that leaves the least of a network in memory: so all of them have room."""
-    order = list(Residence)
-    return max((job.plan for job in jobs), key=lambda plan: order.index(plan.residence_of(part)))
 
 
 def load_whole_vae(plan: Plan, dtype: torch.dtype | None = None) -> Vae:

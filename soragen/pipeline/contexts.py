@@ -1,4 +1,4 @@
-"""Encoded prompts and given frames on disk, between the networks of a batch."""
+"""Encoded prompts and given frames on disk, between the networks of a batch or the shots of a storyboard."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from soragen.diffusion.condition import KnownFrames
 from soragen.leftovers import leftover
 from soragen.models.family import Context, ImageCondition, Keyframe
 from soragen.pipeline.conditions import Conditions
+from soragen.request import Request
 
 
 class Contexts:
@@ -26,13 +27,23 @@ class Contexts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, prompt: str, context: Context) -> None:
-        if not (path := self._file(prompt)).exists():
-            tensors = {field.name: getattr(context, field.name).cpu().contiguous() for field in fields(context)}
-            save_file(tensors, path)
+    def write(self, request: Request, context: Context, negative: Context | None) -> None:
+        """The prompt of `request`, and its negative prompt where guidance needs that."""
+        for prompt, encoded in ((request.prompt, context), (request.negative_prompt, negative)):
+            if encoded is not None and not (path := self._file(prompt)).exists():
+                tensors = {field.name: getattr(encoded, field.name).cpu().contiguous() for field in fields(encoded)}
+                save_file(tensors, path)
 
-    def read(self, prompt: str, device: torch.device) -> Context:
-        return Context(**{name: tensor.to(device) for name, tensor in load_file(self._file(prompt)).items()})
+    def read(self, request: Request, device: torch.device) -> tuple[Context, Context | None]:
+        """What `write` wrote."""
+        return (
+            self._read(request.prompt, device),
+            self._read(request.negative_prompt, device) if request.is_guided else None,
+        )
+
+    def hold(self, request: Request) -> bool:
+        prompts = (request.prompt, *((request.negative_prompt,) if request.is_guided else ()))
+        return all(self._file(prompt).exists() for prompt in prompts)
 
     def write_given(self, key: str, conditions: Conditions, source: Tensor | None) -> None:
         """What the job `key` is given besides words. One that is given nothing leaves no file."""
@@ -67,6 +78,9 @@ class Contexts:
         keyframes = tuple(Keyframe(tensors[f"keyframe {frame}"], frame) for frame in sorted(frames))
         first = self.read_given(f"{key}-first", device)[0] if self._given(f"{key}-first").exists() else None
         return Conditions(known, keyframes, image, first=first), tensors.get("source")
+
+    def _read(self, prompt: str, device: torch.device) -> Context:
+        return Context(**{name: tensor.to(device) for name, tensor in load_file(self._file(prompt)).items()})
 
     def _given(self, key: str) -> Path:
         return self.folder / f"given-{key}.safetensors"

@@ -7,6 +7,7 @@ it renders windows that continue each other, where it can be given known frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from soragen.families import family_of
 from soragen.models.attention import check_attention
 from soragen.models.device import DTYPES, pick_device, pick_dtype
 from soragen.models.family import ConfiguredFamily, Family, ImageFamily, UpscalerFamily
+from soragen.models.offload import Residence
 from soragen.models.quantize import check_quantize
 from soragen.pipeline import second_pass
 from soragen.pipeline.conditions import needed, note_on, repeats_of
@@ -251,6 +253,12 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
     )
     plan = fit_memory(plan if first is None else second_pass.with_second_pass(plan))
     return replace(plan, speed=find_speed(plan.kind, plan.work.transformer_flops))
+
+
+def strictest(plans: Sequence[Plan], part: str) -> Plan:
+    """Of `plans`, one that leaves the least of a network in memory: so all of them have room."""
+    order = list(Residence)
+    return max(plans, key=lambda plan: order.index(plan.residence_of(part)))
 
 
 def _upscale_factor(family: Family, folder: Path, rendered: VideoSize, asked: VideoSize) -> int:

@@ -76,9 +76,13 @@ def generate(
     lossless: bool = False,
     overwrite: bool = False,
     strict_prompt: bool = False,
+    prompts: tuple[Context, Context | None] | None = None,
     listen: Listener,
 ) -> Result:
-    """Makes the video that `request` describes and writes it to `output`. Raises SoragenError children."""
+    """Makes the video that `request` describes and writes it to `output`. Raises SoragenError children.
+
+    prompts: encoded already, as `encode_prompts` gives them.
+    """
     # 1. Refuse early: nothing is loaded before it is known that the run can end well.
     plan = make_plan(request, find(request.checkpoint), device, dtype)
     check_output(
@@ -92,11 +96,12 @@ def generate(
     # 2. The sentence.
     with clock.stage("load", plan.checkpoint.name):
         verify_small_files(plan)
-    with clock.stage("text"):
-        context, negative = encode_prompts(plan, strict_prompt, listen)
+    if prompts is None:
+        with clock.stage("text"):
+            prompts = encode_prompts(plan, strict_prompt, listen)
 
     # 3. What is given, then from noise to latents.
-    latents = denoise_all(plan, context, negative, encode_given(plan, clock), clock)
+    latents = denoise_all(plan, *prompts, encode_given(plan, clock), clock)
 
     # 4. The latents are safe before anything else can fail.
     saved = to_save(plan, latents, output, metadata, lossless)

@@ -1,14 +1,17 @@
 """The shots of a storyboard, one after the other, and the video that joins them.
 
-Each is made into a lossless file in a hidden folder beside the video: what is made once is neither lost nor made again.
+All prompts are encoded first. Each shot is made into a lossless file in a hidden folder beside the video: what is made
+once is neither lost nor made again.
 A shot that goes on is given the end of the one before, as an extended video is given that of its source. At the end all
 are joined and encoded once.
 """
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +19,13 @@ from torch import Tensor
 
 from soragen.catalog import find
 from soragen.errors import InputError, OutputError, SoragenError
+from soragen.models.device import free_memory
 from soragen.pipeline import run
 from soragen.pipeline.clock import Clock
+from soragen.pipeline.contexts import Contexts, contexts_beside
 from soragen.pipeline.events import Listener, Note, Progress
 from soragen.pipeline.latents import SUFFIX, holds
-from soragen.pipeline.plan import Plan, make_plan
+from soragen.pipeline.plan import Plan, make_plan, strictest
 from soragen.pipeline.sources import hash_of
 from soragen.pipeline.storyboard import SEED, Storyboard, about
 from soragen.request import Request
@@ -34,12 +39,18 @@ def plan_shots(board: Storyboard, device: str | None, dtype: str | None) -> list
     """The plan of each shot. Raises what `make_plan` raises, with the number of the shot."""
     plans = []
     for number, shot in enumerate(board.shots, 1):
-        try:
+        with _in_shot(number):
             plans.append(make_plan(shot, find(shot.checkpoint), device, dtype))
-        except SoragenError as error:
-            error.message = f"shot {number}: {error.message}"
-            raise
     return plans
+
+
+@contextmanager
+def _in_shot(number: int) -> Iterator[None]:
+    try:
+        yield
+    except SoragenError as error:
+        error.message = f"shot {number}: {error.message}"
+        raise
 
 
 def make_storyboard(
@@ -70,14 +81,22 @@ def make_storyboard(
 
     clock, requests = Clock(listen), list[Request]()
     how = f"the shots made so far are kept in {folder}: run the same command again to go on"
-    with run.telling(how, listen):
+    with run.telling(how, listen), contexts_beside(folder / "all") as contexts:
         # 2. The shots, each into a file of its own.
-        for number, (shot, plan) in enumerate(zip(board.shots, plans, strict=True), 1):
-            plan = replace(plan, request=_with_hash(shot))
-            listener = about(listen, number, len(plans))
-            for stage, seconds in _make_shot(plan, board.file(number), device, dtype, strict_prompt, listener).items():
-                clock.seconds[stage] += seconds
+        for number, shot in enumerate(board.shots, 1):
+            plan, file = replace(plans[number - 1], request=_with_hash(shot)), board.file(number)
             requests.append(plan.request)
+            listener = about(listen, number, len(plans))
+            spent = _made_before(plan, file, device, dtype, listener)
+            if spent is None:
+                if not contexts.hold(plan.request):
+                    _encode(plans, number, contexts, strict_prompt, clock)
+                spent = run.generate(
+                    plan.request, file, device=device, dtype=dtype, lossless=True, overwrite=True,
+                    prompts=contexts.read(plan.request, plan.machine.device), listen=listener,
+                ).seconds  # fmt: skip
+            for stage, seconds in spent.items():
+                clock.seconds[stage] += seconds
 
         # 3. All of them, in one file.
         made = run.make_recipe(plans[0])
@@ -97,10 +116,23 @@ def make_storyboard(
     return run.Result(path, replace(requests[0], size=size), clock.seconds)
 
 
-def _make_shot(
-    plan: Plan, file: Path, device: str | None, dtype: str | None, strict_prompt: bool, listen: Listener
-) -> dict[str, float]:
-    """Makes `file`, unless it is there already. Returns the seconds of each stage."""
+def _encode(plans: Sequence[Plan], first: int, contexts: Contexts, strict_prompt: bool, clock: Clock) -> None:
+    """The prompts of the shots from number `first` on, at once: the text encoder is often the largest network."""
+    with clock.stage("text", f"the prompts of {len(plans) + 1 - first} shots"):
+        encoder = run.load_text_encoder(strictest(plans, "text_encoder"))
+        for number, plan in enumerate(plans[first - 1 :], first):
+            with _in_shot(number):
+                listen = about(clock.listen, number, len(plans))
+                contexts.write(plan.request, *run.encode_prompts(plan, strict_prompt, listen, encoder))
+    del encoder
+    gc.collect()
+    free_memory(plans[0].machine.device)
+
+
+def _made_before(
+    plan: Plan, file: Path, device: str | None, dtype: str | None, listen: Listener
+) -> dict[str, float] | None:
+    """The seconds of each stage, where `file` is there or its latents are; None where it has to be made."""
     recipe = run.make_recipe(plan)
     if _is_made(file, recipe):
         listen(Note("made already"))
@@ -109,11 +141,7 @@ def _make_shot(
     if holds(latents, recipe, plan.latent_shape):
         return run.decode(latents, file, device=device, dtype=dtype, overwrite=True, listen=listen).seconds
     latents.unlink(missing_ok=True)  # of a shot that was another one
-    result = run.generate(
-        plan.request, file, device=device, dtype=dtype, lossless=True, overwrite=True, strict_prompt=strict_prompt,
-        listen=listen,
-    )  # fmt: skip
-    return result.seconds
+    return None
 
 
 def _is_made(file: Path, recipe: dict[str, object]) -> bool:

@@ -182,6 +182,20 @@ def test_a_continued_shot_sees_the_end_of_the_one_before(
     assert conditions[1].mask.tolist() == [0, 0, 1, 1]  # five frames of six, then five new ones
 
 
+def test_the_prompts_of_all_shots_are_encoded_at_once(board: Any, produce: Any, calls: Any, home: Path) -> None:
+    produce(board(seed=7))
+    assert calls.loaded[0] == "text_encoder" and calls.loaded.count("text_encoder") == 1
+    assert calls.loaded.count("transformer") == 3
+
+
+def test_a_prompt_that_is_too_long_is_said_with_the_number_of_its_shot(board: Any) -> None:
+    long = board(SHOTS.replace("a blue cube", "a blue cube " * 200), seed=7)
+    with pytest.raises(InputError) as raised:
+        make_storyboard(long, device="cpu", strict_prompt=True, listen=lambda event: None)
+    assert raised.value.message.startswith("shot 3: the prompt is too long")
+    assert not list(long.folder.glob("*.mkv"))  # before the first shot is made
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, at: int, error: BaseException) -> None:
     function, count = getattr(run, name), iter(range(1, 99))
 

@@ -187,15 +187,15 @@ def test_what_turns_or_swings_begins_at_one_place_and_goes_one_way() -> None:
             position = subject_pose(scene, seconds, build("cone"), 1.0).position
             moved = position[:, 1 if motion == "bouncing" else 0] - position[0, 1 if motion == "bouncing" else 0]
             assert 0 < moved[1] < moved[2]
-    assert all(scene.turns for scene in (replace(scene, motion="spinning"), replace(scene, camera="orbit")))
+    assert all(scene.is_handed for scene in (replace(scene, motion="spinning"), replace(scene, camera="orbit")))
 
 
-def test_a_clip_that_turns_is_not_drawn_mirrored(run: Path) -> None:
+def test_what_has_a_side_is_not_drawn_mirrored(run: Path) -> None:
     pool = transformer.Pool(run / "latents")
     pool.refresh()
     shards = [path for path in (run / "latents").iterdir() if path.name.startswith("clips")]
     scenes = [scene for path in shards for scene in clips.read_shard(path)[1]]
-    assert pool.count("clips") == 2 * len(scenes) - sum(scene.turns for scene in scenes)
+    assert pool.count("clips") == 2 * len(scenes) - sum(scene.is_handed for scene in scenes)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scene import Scene
-from .subjects import ALWAYS_TURNED, LOOKS_SIDEWAYS, Subject
+from .scene import LOOKS_SIDEWAYS, Scene
+from .subjects import ALWAYS_TURNED, Subject
 
 TAN_HALF_SHORT = 0.40  # tangent of half the field of view along the short side
 NOMINAL_DISTANCE = 1.0 / TAN_HALF_SHORT
@@ -61,9 +61,8 @@ def _heading(scene: Scene) -> float:
     """Resting yaw in radians."""
     swing = scene.rand("heading", -1.0, 1.0)
     if scene.subject in LOOKS_SIDEWAYS:
-        side = {"moving right": 1.0, "moving left": -1.0}.get(scene.motion, scene.sign("side"))
         turned = -0.28 + 0.32 * swing  # nose a little towards the camera
-        return turned if side > 0 else math.pi - turned
+        return math.pi - turned if scene.motion == "moving left" else turned
     if scene.subject in ALWAYS_TURNED:
         return scene.sign("side") * (0.55 + 0.22 * swing)
     return 0.55 * swing

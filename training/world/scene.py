@@ -21,6 +21,7 @@ SUBJECTS: tuple[str, ...] = (
     "duck",
 )
 COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
+LOOKS_SIDEWAYS: frozenset[str] = frozenset({"car", "boat", "duck"})
 MOTIONS: tuple[str, ...] = (
     "still",
     "bouncing",
@@ -102,9 +103,13 @@ class Scene:
         return {name: values.index(getattr(self, name)) for name, values in ATTRIBUTES.items()}
 
     @property
-    def turns(self) -> bool:
-        """Whether the mirror image turns the other way, as no scene of this world does."""
-        return self.motion in ("spinning", "swaying") or self.camera == "orbit"
+    def is_handed(self) -> bool:
+        """Whether the mirror image is none of this world, where all turns one way and looks right unless it goes left.
+
+        No sentence says which: a small model that has to guess draws both at once, a duck with a head on neither side.
+        """
+        looks = self.subject in LOOKS_SIDEWAYS and self.motion not in _SWAP
+        return looks or self.motion in ("spinning", "swaying") or self.camera == "orbit"
 
     def mirrored(self) -> Scene:
         """The scene that describes this one's horizontally flipped pixels (the caller flips them)."""

@@ -13,7 +13,6 @@ import torch
 
 from .primitives import Box, Capsule, Convex, Ellipsoid, Frustum, Primitive, Vec3, rotation
 
-LOOKS_SIDEWAYS: frozenset[str] = frozenset({"car", "boat", "duck"})
 ALWAYS_TURNED: frozenset[str] = frozenset({"cube", "house"})  # never seen flat from the front: two faces must show
 
 
