@@ -3,9 +3,9 @@
     python docs/scaling.py RUN docs/scaling.png [--minutes 2 8 32]
 
 Three trainings from nothing with the recipe as it stands, on the data of RUN, on one core, each with its own schedule
-from start to end; then RUN's own transformer as the last point. Above: the held-out loss with right and with shuffled
-captions against compute, both axes logarithmic. Below: the same prompts with the same seeds at each budget, nothing
-chosen. They go on in RUN/scaling where they were stopped, and are not done again.
+from start to end; then RUN's own transformer as the last point. Above: the held-out loss, at high noise with right and
+with shuffled captions and at low noise, against compute, both axes logarithmic. Below: the same prompts with the same
+seeds at each budget, nothing chosen. Trainings go on in RUN/scaling where they were stopped, and are not done again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ PROMPTS = [
 ]
 NUM_FRAMES = 4
 WIDTH, HEIGHT, MARGIN = 900, 420, 70
-INK, FAINT, RIGHT, SHUFFLED = "#222222", "#dddddd", "#1f6fb4", "#c8553d"
+INK, FAINT = "#222222", "#dddddd"
+CURVES = {
+    "detail": ("noise levels of 0.1 to 0.5", "#3a8f5c"),
+    "shuffled": ("0.6 to 0.98, captions of other scenes", "#c8553d"),
+    "right": ("0.6 to 0.98, right captions", "#1f6fb4"),
+}
+NUM_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,7 @@ class Point:
     flops: float
     minutes: float
     samples: int
-    right: float
-    shuffled: float
+    losses: dict[str, float]
 
 
 def train(run: Path, minutes: float) -> Path:
@@ -74,9 +79,9 @@ def measure(run: Path, name: str) -> Point:
     held_out = Pool(run / "held_out_latents")
     held_out.refresh()
     read = load_encoder(run)
-    losses = transformer.evaluate(network, held_out, Clock(network.config, "cpu"), read, "cpu")
+    losses = transformer.evaluate(network, held_out, Clock(network.config, "cpu"), read, "cpu", NUM_BATCHES)
     flops = state["step"] * count_flops(network, held_out, read)
-    return Point(name, flops, state["seconds"] / 60, state["seen"], losses["right"], losses["shuffled"])
+    return Point(name, flops, state["seconds"] / 60, state["seen"], losses)
 
 
 def count_flops(network: PocketTransformer, pool: Pool, read: Reader) -> int:
@@ -95,7 +100,7 @@ def count_flops(network: PocketTransformer, pool: Pool, read: Reader) -> int:
 def plot(points: list[Point]) -> Image.Image:
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
-    losses = [loss for point in points for loss in (point.right, point.shuffled)]
+    losses = [loss for point in points for loss in point.losses.values()]
     ends_x = math.log10(min(p.flops for p in points)) - 0.15, math.log10(max(p.flops for p in points)) + 0.3
     ends_y = math.log10(min(losses)) - 0.05, math.log10(max(losses)) + 0.05
 
@@ -108,18 +113,15 @@ def plot(points: list[Point]) -> Image.Image:
         x = place(10.0**power, 1)[0]
         draw.line([(x, 0.6 * MARGIN), (x, HEIGHT - MARGIN)], FAINT)
         draw.text((x, HEIGHT - MARGIN + 6), f"1e{power}", INK, font, anchor="ma")
-    for loss in (n / 100 for n in range(4, 60, 2)):
+    for loss in (0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6):
         if ends_y[0] < math.log10(loss) < ends_y[1]:
             y = place(10 ** ends_x[0], loss)[1]
             draw.line([(MARGIN, y), (WIDTH - MARGIN, y)], FAINT)
             draw.text((MARGIN - 6, y), f"{loss:.2f}", INK, font, anchor="rm")
     draw.text((WIDTH / 2, HEIGHT - 18), "training compute, floating-point operations", INK, font, anchor="mm")
     draw.text((MARGIN, 12), "held-out loss", INK, font)
-    curves = [
-        ([point.shuffled for point in points], SHUFFLED, "captions of other scenes"),
-        ([point.right for point in points], RIGHT, "right captions"),
-    ]
-    for values, colour, words in curves:
+    for kind, (words, colour) in CURVES.items():
+        values = [point.losses[kind] for point in points]
         dots = [place(p.flops, value) for p, value in zip(points, values, strict=True)]
         draw.line(dots, colour, 2)
         for (x, y), value in zip(dots, values, strict=True):
@@ -156,11 +158,11 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = {f"{minutes:g} min": train(options.run, minutes) for minutes in options.minutes} | {"pocket": options.run}
     points = [measure(run, name) for name, run in runs.items()]
-    print(
-        "| training | operations | minutes | samples | right captions | captions of other scenes |\n" + "|---" * 6 + "|"
-    )
+    print(f"| training | operations | minutes | samples | {' | '.join(words for words, _ in CURVES.values())} |")
+    print("|---" * (4 + len(CURVES)) + "|")
     for p in points:
-        print(f"| {p.name} | {p.flops:.2e} | {p.minutes:.0f} | {p.samples} | {p.right:.4f} | {p.shuffled:.4f} |")
+        cells = " | ".join(f"{p.losses[kind]:.4f}" for kind in CURVES)
+        print(f"| {p.name} | {p.flops:.2e} | {p.minutes:.0f} | {p.samples} | {cells} |")
 
     columns = [strips(run, options.seed) for run in runs.values()]
     width, height = columns[0][0].size

@@ -23,7 +23,6 @@ import random
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -56,23 +55,25 @@ RATE_FALLS = 0.3
 
 @dataclass
 class Shard:
-    """`latents` [n, z, T, h, w] and `mask` [n, T, h, w]; one entry of `scenes` for each."""
+    """`latents` [n, z, T, h, w] and `mask` [n, T, h, w]; one entry of `scenes` for each.
+
+    odds: how often each is drawn, against others.
+    """
 
     latents: Tensor
     mask: Tensor
     scenes: list[Scene]
-
-    @cached_property
-    def odds(self) -> list[float]:
-        """How often each is drawn, against others."""
-        return [MORE_OFTEN.get(scene.subject, 1.0) * MORE_OFTEN.get(scene.motion, 1.0) for scene in self.scenes]
+    odds: list[float]
 
 
 class Pool:
-    """All latent shards on disk, by kind and shape; `refresh` takes in those that have appeared since."""
+    """All latent shards on disk, by kind and shape; `refresh` takes in those that have appeared since.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    more_often: how often scenes of some subjects and motions are drawn, against 1 for all others.
+    """
+
+    def __init__(self, folder: Path, more_often: dict[str, float] | None = None) -> None:
+        self.folder, self.more_often = folder, more_often or {}
         self.shards: dict[str, dict[tuple[int, int], list[Shard]]] = {
             "images": defaultdict(list),
             "clips": defaultdict(list),
@@ -86,11 +87,13 @@ class Pool:
             self.seen.add(path.name)
             tensors, scenes = read_shard(path)
             kind = path.name.split("-")[0]
-            whole = Shard(tensors["latents"], tensors["mask"], scenes)
+            odds = [self.more_often.get(s.subject, 1.0) * self.more_often.get(s.motion, 1.0) for s in scenes]
+            whole = Shard(tensors["latents"], tensors["mask"], scenes, odds)
             rows = [i for i, scene in enumerate(scenes) if not scene.is_handed]
             flipped = Shard(
-                tensors["mirrored"][rows], tensors["mirrored_mask"][rows], [scenes[i].mirrored() for i in rows]
-            )
+                tensors["mirrored"][rows], tensors["mirrored_mask"][rows], [scenes[i].mirrored() for i in rows],
+                [odds[i] for i in rows],
+            )  # fmt: skip
             for shard in (whole, flipped):
                 if shard.scenes:
                     self.shards[kind][shard.latents.shape[-2], shard.latents.shape[-1]].append(shard)
@@ -184,14 +187,16 @@ class Clock:
 
 
 @torch.no_grad()
-def evaluate(network: PocketTransformer, pool: Pool, clock: Clock, read: Reader, device: str) -> dict[str, float]:
+def evaluate(
+    network: PocketTransformer, pool: Pool, clock: Clock, read: Reader, device: str, num_batches: int = 4
+) -> dict[str, float]:
     """Held-out loss: at high noise with the right captions and with shuffled ones, whose gap measures reading; and at
     low noise, where detail is decided."""
     totals: dict[str, list[float]] = {"right": [], "shuffled": [], "detail": []}
     for kind, num_frames in (("images", 1), ("clips", 5)):
         if not pool.count(kind):
             continue
-        for seed in range(4):
+        for seed in range(num_batches):
             rng = random.Random(seed)
             torch.manual_seed(seed)
             latents, mask, scenes = pool.draw(rng, kind, slice(0, num_frames), TOKENS_PER_STEP // 2)
@@ -304,7 +309,8 @@ def main(arguments: list[str] | None = None) -> None:
             optimizer.load_state_dict(values)
         step, seconds, seen = state["step"], state["seconds"], state["seen"]
 
-    pool, held_out, clock = Pool(options.run / "latents"), Pool(options.run / "held_out_latents"), Clock(config, device)
+    pool, held_out = Pool(options.run / "latents", MORE_OFTEN), Pool(options.run / "held_out_latents")
+    clock = Clock(config, device)
     pool.refresh()
     held_out.refresh()
     total, began, saved, shown = options.minutes * 60, time.time(), time.time(), time.time()
