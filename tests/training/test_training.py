@@ -1,5 +1,6 @@
 """The whole recipe at the smallest size: every stage runs, resumes, and what it exports makes a video."""
 
+import importlib
 import os
 import random
 import subprocess
@@ -100,6 +101,16 @@ def test_a_lost_run_is_made_again_of_what_was_exported(run: Path, tmp_path: Path
     trained = torch.load(tmp_path / "transformer" / "state.pt", weights_only=True)["network"]["patch_in.weight"]
     began = load_file(run / "checkpoint" / "transformer" / export.PARTS[1][2])["patch_in.weight"].float()
     assert (trained - began).abs().mean() < 0.1 * began.abs().mean()
+
+
+def test_what_a_training_cost_and_reached_is_plotted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    scaling = importlib.import_module("scaling")
+    point = scaling.measure(run, "small")
+    assert point.flops > 6 * transformer.TOKENS_PER_STEP * 10_000 and point.samples > 0  # six a weight and token
+    assert set(point.losses) == set(scaling.CURVES) and min(point.losses.values()) > 0
+    plotted = scaling.plot([point, replace(point, name="more", flops=16 * point.flops)])
+    assert plotted.size == (scaling.WIDTH, scaling.HEIGHT)
 
 
 def in_two_processes(*arguments: str) -> str:
