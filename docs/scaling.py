@@ -11,6 +11,7 @@ seeds at each budget, nothing chosen. Trainings go on in RUN/scaling where they 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import random
@@ -35,12 +36,12 @@ PROMPTS = [
     "a yellow house on snow on a cloudy day, the camera orbits around it",
 ]
 NUM_FRAMES = 4
-WIDTH, HEIGHT, MARGIN = 900, 420, 70
+WIDTH, HEIGHT, MARGIN, LEGEND = 1400, 460, 70, 380
 INK, FAINT = "#222222", "#dddddd"
 CURVES = {
-    "detail": ("noise levels of 0.1 to 0.5", "#3a8f5c"),
-    "shuffled": ("0.6 to 0.98, captions of other scenes", "#c8553d"),
-    "right": ("0.6 to 0.98, right captions", "#1f6fb4"),
+    "detail": ("noise 0.1 to 0.5, right captions", "#3a8f5c"),
+    "shuffled": ("noise 0.6 to 0.98, captions of other scenes", "#c8553d"),
+    "right": ("noise 0.6 to 0.98, right captions", "#1f6fb4"),
 }
 NUM_BATCHES = 16
 
@@ -107,7 +108,7 @@ def plot(points: list[Point]) -> Image.Image:
     def place(flops: float, loss: float) -> tuple[float, float]:
         x = (math.log10(flops) - ends_x[0]) / (ends_x[1] - ends_x[0])
         y = (math.log10(loss) - ends_y[0]) / (ends_y[1] - ends_y[0])
-        return MARGIN + x * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - y * (HEIGHT - 1.6 * MARGIN)
+        return MARGIN + x * (WIDTH - MARGIN - LEGEND), HEIGHT - MARGIN - y * (HEIGHT - 1.6 * MARGIN)
 
     for power in range(math.ceil(ends_x[0]), math.floor(ends_x[1]) + 1):
         x = place(10.0**power, 1)[0]
@@ -116,9 +117,15 @@ def plot(points: list[Point]) -> Image.Image:
     for loss in (0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6):
         if ends_y[0] < math.log10(loss) < ends_y[1]:
             y = place(10 ** ends_x[0], loss)[1]
-            draw.line([(MARGIN, y), (WIDTH - MARGIN, y)], FAINT)
+            draw.line([(MARGIN, y), (WIDTH - LEGEND, y)], FAINT)
             draw.text((MARGIN - 6, y), f"{loss:.2f}", INK, font, anchor="rm")
-    draw.text((WIDTH / 2, HEIGHT - 18), "training compute, floating-point operations", INK, font, anchor="mm")
+    draw.text(
+        ((MARGIN + WIDTH - LEGEND) / 2, HEIGHT - 18),
+        "training compute, floating-point operations",
+        INK,
+        font,
+        anchor="mm",
+    )
     draw.text((MARGIN, 12), "held-out loss", INK, font)
     for kind, (words, colour) in CURVES.items():
         values = [point.losses[kind] for point in points]
@@ -126,8 +133,8 @@ def plot(points: list[Point]) -> Image.Image:
         draw.line(dots, colour, 2)
         for (x, y), value in zip(dots, values, strict=True):
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
-            draw.text((x + 7, y - 9), f"{value:.4f}", colour, font, anchor="lm")
-        draw.text((dots[0][0], dots[0][1] - 22), words, colour, font)
+            draw.text((x + 7, y - 10), f"{value:.4f}", colour, font, anchor="lm")
+        draw.text((WIDTH - LEGEND + 20, dots[-1][1]), words, colour, font, anchor="lm")
     for point in points:
         x = place(point.flops, 1)[0]
         draw.text((x, HEIGHT - MARGIN + 24), point.name, INK, font, anchor="ma")
@@ -137,7 +144,8 @@ def plot(points: list[Point]) -> Image.Image:
 def strips(run: Path, seed: int) -> list[Image.Image]:
     """The first to the last frame of a clip of each prompt, made by the transformer of `run`."""
     checkpoint = run / "checkpoint"
-    export.main([str(run), str(checkpoint)])
+    with contextlib.redirect_stdout(None):  # its table of files is of no use here
+        export.main([str(run), str(checkpoint)])
     model = load_model(str(checkpoint), torch.device("cpu"))
     latents = generate(model, PROMPTS, [seed] * len(PROMPTS), model.checkpoint.defaults.num_steps)
     rows = []
