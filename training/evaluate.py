@@ -84,6 +84,15 @@ def score_mismatched(seen: Tensor, asked: Tensor) -> Row:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
+def score_values(seen: Tensor, asked: Tensor) -> dict[str, str]:
+    """Of each attribute, the share of right answers for every value that is asked for, as a line."""
+    lines = {}
+    for (name, values), saw, wanted in zip(ATTRIBUTES.items(), seen.T, asked.T, strict=True):
+        shares = ((value, saw[wanted == i] == i) for i, value in enumerate(values))
+        lines[name] = ", ".join(f"{value} {right.float().mean():.2f}" for value, right in shares if len(right))
+    return lines
+
+
 def to_markdown(rows: dict[str, Row]) -> str:
     lines = ["| | " + " | ".join(GOALS) + " |", "|---" * (len(GOALS) + 1) + "|"]
     for row, values in rows.items():
@@ -158,6 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
         "goal": CONTINUED_GOALS if options.continuing else GOALS,
     }  # fmt: skip
     print(to_markdown(table))
+    for attribute, line in score_values(seen, asked).items():
+        print(f"{attribute}: {line}")
     if decibels:
         print(f"given frames against their VAE round trip: {min(decibels):.1f} dB at worst")
 

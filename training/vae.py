@@ -188,7 +188,7 @@ def load_vae(run: Path) -> PocketVae:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=20, help="0 scores what is there")
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--frames", type=int, default=13)
@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
     torch.manual_seed(0)
     folder, state_path = options.run / "vae", options.run / "vae" / "state.pt"
-    held_out = sorted((options.run / "held_out").glob("clips-*"))[:4]
+    held_out = sorted((options.run / "held_out").glob("clips-*"))
 
     vae, step, seconds = PocketVae(VaeConfig()), 0, 0.0
     frozen = {"latent_mean", "latent_scale", "latent_std"}
@@ -230,6 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
     if state_path.exists() and state["frozen"] == sorted(frozen):
         optimizer.load_state_dict(state["optimizer"])
 
+    if not options.minutes:
+        print(score(vae.cpu(), held_out), flush=True)
     rng = random.Random(step)
     shards: list[Path] = []
     cache: dict[Path, dict[str, Tensor]] = {}

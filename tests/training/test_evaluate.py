@@ -87,6 +87,13 @@ def test_scores_count_only_what_was_asked_for() -> None:
     assert table.splitlines()[2].startswith("| generated | 0.500 |  |") and "0.850" in table.splitlines()[3]
 
 
+def test_every_value_has_a_share_of_its_own() -> None:
+    asked = torch.tensor([[0, 0, 1, 0, 0, -1], [0, 0, 1, 0, 0, -1], [0, 0, 2, 0, 0, -1]])
+    seen = torch.tensor([[0, 0, 1, 0, 0, 3], [0, 0, 0, 0, 0, 3], [0, 0, 1, 0, 0, 3]])
+    lines = evaluate.score_values(seen, asked)
+    assert lines["motion"] == "bouncing 0.50, spinning 0.00" and lines["camera"] == ""
+
+
 def test_the_probe_learns_goes_on_and_scores_a_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

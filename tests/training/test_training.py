@@ -198,7 +198,16 @@ def test_what_turns_or_swings_begins_at_one_place_and_goes_one_way() -> None:
             position = subject_pose(scene, seconds, build("cone"), 1.0).position
             moved = position[:, 1 if motion == "bouncing" else 0] - position[0, 1 if motion == "bouncing" else 0]
             assert 0 < moved[1] < moved[2]
-    assert all(scene.is_handed for scene in (replace(scene, motion="spinning"), replace(scene, camera="orbit")))
+    plain = replace(scene, motion="still", camera="static")
+    handed = [replace(plain, motion="spinning"), replace(plain, camera="orbit"), replace(plain, subject="duck")]
+    assert not plain.is_handed and all(scene.is_handed for scene in handed)
+
+
+def test_some_scenes_are_drawn_more_often(run: Path) -> None:
+    pool = transformer.Pool(run / "latents", {"still": 0.0})
+    pool.refresh()
+    drawn = [s for seed in range(4) for s in pool.draw(random.Random(seed), "images", slice(0, 1), 512)[2]]
+    assert drawn and all(scene.motion != "still" for scene in drawn)
 
 
 def test_what_has_a_side_is_not_drawn_mirrored(run: Path) -> None:
