@@ -19,7 +19,8 @@ def storyboard(
             metavar="FILE",
             help="A .toml file. For all shots: size, fps, model, seed, steps, guidance, negative, shift, solver, lora, "
             "lora_partial, quantize, attention. Then a table [[shot]] for each: prompt, seconds or frames, seed, "
-            "negative, guidance; continued = true goes on from the last frames of the shot before.",
+            "negative, guidance; image, a picture to begin with, and its fit (crop, pad or stretch); continued = true "
+            "goes on from the last frames of the shot before.",
             show_default=False,
         ),
     ],

@@ -152,7 +152,8 @@ class Plan(Footprint):
                 + ("" if self.checkpoint.abilities.any_frames else f", which {name} was not trained to do")
             )
         elif grid.num_frames > known:
-            lines.append(f"{name} was trained on at most {known} frames; more of them at once may repeat or drift")
+            further = "" if self.checkpoint.abilities.text else "; a storyboard of continued shots goes further"
+            lines.append(f"{name} was trained on at most {known} frames; more at once may repeat or drift{further}")
         if (kind := self.request.quantize) is not None:
             lines.append(f"weights of transformer and text encoder in {kind}: near the video of whole ones, not it")
         if not ATTENTIONS[self.request.attention]:

@@ -16,7 +16,7 @@ from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.resolve import MAX_SEED, resolve
 from soragen.pipeline.run import make_recipe
 from soragen.pipeline.sources import beside, with_sources
-from soragen.pipeline.storyboard import CONTINUED, Storyboard, about, join
+from soragen.pipeline.storyboard import Storyboard, about, is_continued, join
 from soragen.request import RECIPE_VERSION, Request
 from soragen.video.facts import video_facts
 from soragen.video.formats import FORMATS
@@ -147,21 +147,28 @@ def read_replay_shots(
     except (KeyError, TypeError, ValueError) as error:
         raise _not_whole(source) from error
     kinds = {(shot.size.width, shot.size.height, shot.size.fps) for shot in asked}
-    if len(kinds) != 1 or any(shot.edit is not None and shot.edit.verb != CONTINUED.verb for shot in asked):
+    if len(kinds) != 1 or not all(map(_is_shot, asked)):
         raise _not_whole(source)
-    first, shots = _seed(seed, asked[0].seed), []
+    first, shots, folders = _seed(seed, asked[0].seed), [], (source.parent, Path())
     for number, shot in enumerate(asked, 1):
         own = (first + shot.seed - asked[0].seed) % (MAX_SEED + 1)
         new = resolve(
-            shot.prompt, listen=about(listen, number), **_typed(shot, {"seed": own}), odd_sides=lossless, typed=False
-        )
-        shot = with_loras(shot, (source.parent, Path()))
+            shot.prompt, listen=about(listen, number), **_typed(shot, {"seed": own}), odd_sides=lossless, typed=False,
+            edit=shot.edit,
+        )  # fmt: skip
+        shot = with_loras(shot if is_continued(shot) else with_sources(shot, beside(shot, folders)), folders)
         shots.append(replace(shot, seed=own, size=new.size, checkpoint=new.checkpoint))
     board = join(shots, output or next_free(Path(source.stem + suffix)), first)
     device, dtype, plan = _as_it_was(board.shots[0], recipe, device, dtype)
     if changed := differences(recipe, make_recipe(plan)):
         listen(Note(f"compared with the recipe: {', '.join(changed)}; the video may differ"))
     return ReplayShots(board, lossless, device, dtype)
+
+
+def _is_shot(request: Request) -> bool:
+    """Whether a request out of a recipe may be one of several shots."""
+    edit = request.edit
+    return edit is None or is_continued(request) or (edit.verb == "animate" and len(edit.sources) == 1)
 
 
 def form_of_file(source: Path) -> tuple[str, bool]:

@@ -27,7 +27,7 @@ from soragen.pipeline.events import Listener, Note, Progress
 from soragen.pipeline.latents import SUFFIX, holds
 from soragen.pipeline.plan import Plan, make_plan, strictest
 from soragen.pipeline.sources import hash_of
-from soragen.pipeline.storyboard import SEED, Storyboard, about
+from soragen.pipeline.storyboard import SEED, Storyboard, about, is_continued
 from soragen.request import Request
 from soragen.video.formats import format_of
 from soragen.video.read import read_video
@@ -154,7 +154,7 @@ def _is_made(file: Path, recipe: dict[str, object]) -> bool:
 
 def _with_hash(shot: Request) -> Request:
     """The request with the hash of the shot that it goes on from, which is made by now."""
-    if shot.edit is None:
+    if shot.edit is None or not is_continued(shot):
         return shot
     (before,) = shot.edit.sources
     return replace(shot, edit=replace(shot.edit, sources=(replace(before, sha256=hash_of(before.path)),)))

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from soragen.catalog import find
 from soragen.errors import InputError
+from soragen.pipeline import edits
 from soragen.pipeline.events import Event, Listener, Note, Stage
 from soragen.pipeline.lines import KEYS
 from soragen.pipeline.resolve import MAX_SECONDS, MAX_SEED, resolve
@@ -24,7 +26,7 @@ FOR_ALL = (
     "quantize", "attention",
 )  # fmt: skip
 """What a storyboard may say for all shots."""
-OF_ONE = ("prompt", "seconds", "frames", "seed", "negative", "guidance", "continued")
+OF_ONE = ("prompt", "seconds", "frames", "seed", "negative", "guidance", "continued", "image", "fit")
 """What it may say of one."""
 CONTINUED = Edit("continue")
 SEED = "seed"
@@ -34,6 +36,7 @@ SEED = "seed"
 @dataclass(frozen=True)
 class Storyboard:
     """shots: in order. One that is continued has an `Edit`, whose source is the file of the shot before, to be made.
+    One that begins with a picture is that picture animated.
 
     output: the video. seed: of the first shot; each one has the next, unless the file says another.
     """
@@ -90,24 +93,43 @@ def read_storyboard(
     requests: list[Request] = []
     for number, shot in enumerate(shots, 1):
         asked = {"seed": min(first + number - 1, MAX_SEED), **for_all, **_checked(shot, OF_ONE, f"shot {number}")}
-        continued = asked.pop("continued", False)
         if "prompt" not in asked:
             raise InputError(f"shot {number} has no prompt", 'write it as prompt = "a red ball"')
         try:
-            request = resolve(**asked, listen=about(listen, number), odd_sides=odd_sides, typed=False)
+            requests.append(_shot(asked, odd_sides, about(listen, number)))
         except InputError as error:
             raise InputError(f"shot {number}: {error.message}", error.hint) from error
-        requests.append(replace(request, edit=CONTINUED if continued else None))
     return join(requests, output, first)
+
+
+def _shot(asked: dict[str, Any], odd_sides: bool, listen: Listener) -> Request:
+    """One shot: from its prompt alone, from a picture, or from the end of the shot before."""
+    continued, image = asked.pop("continued", False), asked.pop("image", None)
+    if continued and image is not None:
+        raise InputError("it is continued, and has an image to begin with", "leave one of them out")
+    if image is None and "fit" in asked:
+        raise InputError("it has a fit and no image", "leave fit out")
+    how: dict[str, Any] = {"listen": listen, "odd_sides": odd_sides, "typed": False}
+    if image is None:
+        return resolve(**asked, **how, edit=CONTINUED if continued else None)
+    defaults = find(asked.get("model", "pocket")).defaults
+    # All shots have one size: it is not the picture's that decides.
+    asked = {"size": f"{defaults.width}x{defaults.height}", **asked}
+    return edits.animate(Path(image), asked.pop("prompt"), **asked, **how)
+
+
+def is_continued(shot: Request) -> bool:
+    """Whether a shot goes on from the end of the one before."""
+    return shot.edit is not None and shot.edit.verb == CONTINUED.verb
 
 
 def join(shots: Sequence[Request], output: Path, seed: int) -> Storyboard:
     """The shots as one video; one that is `CONTINUED` goes on from the file of the shot before. Raises InputError."""
     linked: list[Request] = []
     for number, shot in enumerate(shots, 1):
-        if shot.edit is not None and not linked:
+        if is_continued(shot) and not linked:
             raise InputError("shot 1 cannot be continued: there is none before it", "leave `continued` out")
-        if shot.edit is not None:
+        if is_continued(shot):
             before = Source(_file(output, number - 1), "", linked[-1].size.num_frames)
             shot = replace(shot, edit=replace(CONTINUED, sources=(before,)))
         linked.append(shot)

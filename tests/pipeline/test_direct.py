@@ -40,7 +40,7 @@ def test_one_grid_of_what_was_asked(ask: Ask) -> None:
     assert direct.latent_shape == (1, 10, 13, 24, 40) and direct.window_grid.num_tokens == 13 * 12 * 20
     assert direct.notes() == [
         "320x192 at once is far from what tiny was trained on: forms may fall apart",
-        "tiny was trained on at most 25 frames; more of them at once may repeat or drift",
+        "tiny was trained on at most 25 frames; more at once may repeat or drift",
     ]
 
 

@@ -98,6 +98,26 @@ def test_animate(ask: Callable[..., Any], seen: list[ImageCondition], home: Path
     assert mask.sum(0).tolist() == [4, 0, 0]  # the first latent frame is given, whole
 
 
+def test_a_long_video_is_a_storyboard_of_shots_that_go_on(
+    cli: Any, folders: dict[str, Path], seen: list[ImageCondition], home: Path
+) -> None:
+    """Each shot has the length that the model was trained on, and begins with the last frame of the one before."""
+    picture("p.png", 96, 64)
+    Path("film.toml").write_text(
+        f'model = "{folders["wan2.1-i2v-14b-480p"]}"\nsteps = 1\nseed = 1\n'
+        '[[shot]]\nprompt = "it turns"\nframes = 9\nimage = "p.png"\n'
+        '[[shot]]\nprompt = "it turns"\nframes = 8\ncontinued = true\n'
+    )
+    ended = cli("storyboard", "film.toml", "-o", "film.mkv", "--lossless")
+    assert ended.code == 0, ended.err
+    frames = read(Path("film.mkv"))
+    assert len(frames) == 17
+    plan = cli("animate", "p.png", "--frames", "85", "--dry-run", "--model", str(folders["wan2.1-i2v-14b-480p"]))
+    assert "more at once may repeat or drift; a storyboard of continued shots goes further" in plan.out
+    first, _, second, _ = (image.channels for image in seen)  # each for the prompt and the negative one
+    assert first.shape == second.shape and not torch.equal(first[:, 4:], second[:, 4:])
+
+
 def test_another_picture_makes_another_video(ask: Callable[..., Any], home: Path) -> None:
     for number, shade in enumerate((0, 90)):
         picture(f"{number}.png", 96, 64, shade)

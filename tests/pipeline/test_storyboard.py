@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from footage import film, read
+from footage import film, picture, read
 from safetensors.torch import save_file
 
 from soragen.errors import InputError, NumericalError
@@ -111,6 +111,13 @@ def test_what_holds_for_all_shots_is_said_in_the_file_or_instead_of_it(board: An
         ('[[shot]]\nprompt = "a"\nframes = 1.5\n', "shot 1: frames 1.5 is not a whole number"),
         ('[[shot]]\nprompt = "a"\nseed = -1\n', "shot 1: --seed -1 is out of range"),
         ('[[shot]]\nprompt = "a"\ncontinued = "perhaps"\n', "shot 1: continued 'perhaps' is not true or false"),
+        ('[[shot]]\nprompt = "a"\nimage = "none.png"\n', "shot 1: no file none.png"),
+        ('[[shot]]\nprompt = "a"\nimage = 3\n', "shot 1: image 3 is not text"),
+        ('[[shot]]\nprompt = "a"\nfit = "pad"\n', "shot 1: it has a fit and no image"),
+        (
+            '[[shot]]\nprompt = "a"\n[[shot]]\nprompt = "b"\nimage = "a.png"\ncontinued = true\n',
+            "shot 2: it is continued",
+        ),
         ('[[shot]]\nprompt = "a"\nseconds = 2000\n[[shot]]\nprompt = "b"\nseconds = 2000\n', "more than an hour"),
     ],
 )
@@ -290,10 +297,36 @@ def test_replaying_all_shots(board: Any, cli: Any, home: Path) -> None:
     assert ended.code == 2 and "joined of several shots: --prompt is not for all of them" in ended.err
 
 
+def test_a_shot_that_begins_with_a_picture(board: Any, cli: Any, make: Any, home: Path) -> None:
+    picture("p.png", 96, 64, 60)
+    shots = '[[shot]]\nprompt = "it turns"\nframes = 5\nimage = "p.png"\nfit = "pad"\n'
+    storyboard = board(shots + '[[shot]]\nprompt = "and on"\nframes = 4\ncontinued = true\n', seed=5)
+    first, second = storyboard.shots
+    assert first.edit is not None and (first.edit.verb, first.edit.fit) == ("animate", "pad")
+    assert second.edit is not None and second.edit.verb == "continue" and second.edit.sources[0].num_frames == 5
+    assert cli("storyboard", "film.toml", "--seed", "5", "--lossless", "-o", "film.mkv").code == 0
+    frames = read(Path("film.mkv"))
+    alone = make(first, "alone.mkv", lossless=True)
+    assert len(frames) == 9 and torch.equal(frames[:5], read(alone.path))
+
+    again = cli("replay", "film.mkv", "-o", "again.mkv")
+    assert again.code == 0 and torch.equal(read(Path("again.mkv")), frames), again.err
+    picture("p.png", 96, 64, 90)
+    ended = cli("replay", "film.mkv")
+    assert ended.code == 2 and "p.png is not the file that this video was made of" in ended.err
+    board(shots.replace('fit = "pad"', ""), head=HEAD.replace('size = "64x64"\n', ""))
+    assert cli("storyboard", "film.toml", "--dry-run").code == 0
+    # The picture does not decide the size: the other shots have the model's own.
+    (shot,) = board(shots, head=HEAD.replace('size = "64x64"\n', "")).shots
+    plain = board('[[shot]]\nprompt = "it turns"\nframes = 5\n', head=HEAD.replace('size = "64x64"\n', "")).shots[0]
+    assert (shot.size.width, shot.size.height) == (plain.size.width, plain.size.height)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [(), ("x",), ({"prompt": None, "seed": "x"},), ({"num_frames": 10**9},), ({"edit": "x"},), ({}, {"width": 256}),
-     ({"edit": {"verb": "extend", "sources": []}},), ({"edit": {"verb": "continue", "sources": []}},)],
+     ({"edit": {"verb": "extend", "sources": []}},), ({"edit": {"verb": "animate", "sources": []}},),
+     ({"edit": {"verb": "continue", "sources": []}},)],
 )  # fmt: skip
 def test_the_recipe_of_shots_is_not_trusted(wrong: Any, ask: Any, cli: Any) -> None:
     shots = [shot if shot == "x" else {**ask().to_dict(), **shot} for shot in wrong]
