@@ -22,13 +22,14 @@ from torch import Tensor
 
 from soragen.families.pocket.vae import GROUP, PATCH, PocketVae
 from training.clips import read_shard
+from training.precision import autocast
 from training.vae import load_vae, to_groups
 
 
 @torch.inference_mode()
 def encode(vae: PocketVae, frames: Tensor, device: str) -> Tensor:
     """Frames uint8 [n, T, H, W, 3] -> normalised latents bfloat16 [n, z, G, h, w]."""
-    with torch.autocast(device, torch.bfloat16):
+    with autocast(device):
         raw, _ = vae.encode_groups(to_groups(frames.to(device)))
     return vae.normalise(raw.float()).bfloat16().cpu().contiguous()
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.precision import autocast
 from training.vae import load_vae
 from training.views import FRAMES, SIDE, THROUGH_VAE, Views, disturb, prepare, render_extra
 from training.world.scene import ATTRIBUTES
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
             if views.scenes:
                 frames, truth = views.draw(rng, count)
                 frames, truth = disturb(frames).to(device), truth.to(device)
-                with torch.autocast(device, torch.bfloat16):
+                with autocast(device):
                     told = probe(frames)
                 for i, name in enumerate(ATTRIBUTES):
                     if name in told:

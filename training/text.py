@@ -26,6 +26,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 
 from soragen.models.t5 import T5Config, T5Encoder
+from training.precision import autocast
 from training.world.captions import SYNONYMS, caption
 from training.world.scene import ATTRIBUTES, Scene, sample_scene
 
@@ -155,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
         scenes = [sample_scene(rng) for _ in range(options.batch)]
         ids, mask = tokenize(tokenizer, [disturb(caption(scene, rng), rng, words) for scene in scenes])
         ids, mask, truth = ids.to(options.device), mask.to(options.device), labels(scenes).to(options.device)
-        with torch.autocast(options.device, torch.bfloat16):
+        with autocast(options.device):
             embeddings = encoder(ids, mask)
         answers = heads(embeddings, mask)
         losses = [F.cross_entropy(answer, truth[:, i]) for i, answer in enumerate(answers)]
@@ -194,7 +195,7 @@ def embed(reader: Reader, texts: list[str], device: str) -> tuple[Tensor, Tensor
     """Embeddings [B, L, D] and mask [B, L] of captions; an empty caption is its end token alone."""
     ids, mask = tokenize(reader[0], texts)
     ids, mask = ids.to(device), mask.to(device)
-    with torch.autocast(device, torch.bfloat16):
+    with autocast(device):
         return reader[1](ids, mask).float(), mask
 
 

@@ -33,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soragen.families.pocket.transformer import PocketTransformer, Positions, TransformerConfig, lay_positions
 from training.clips import FPS, read_shard
+from training.precision import autocast
 from training.text import Reader, embed, load_encoder
 from training.vae import load_vae
 from training.world.captions import caption
@@ -159,7 +160,7 @@ def flow_loss(
     embeddings, words = context
     # On a CPU the fused attention's backward is three times slower than plain matrix products at these lengths.
     kernel = SDPBackend.MATH if latents.device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
-    with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(kernel):
+    with autocast(latents.device.type), sdpa_kernel(kernel):
         clean = network(noisy, levels, positions, network.read(embeddings), network.summarise(embeddings, words), words)
     weight = ((1 + SUBJECT_WEIGHT * mask) * free[:, :, None, None])[:, None]  # [B, 1, T, h, w]
     # Channels count by their spread: faint detail would otherwise outvote the few that carry brightness and shape.

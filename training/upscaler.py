@@ -26,6 +26,7 @@ from torch import Tensor
 from soragen.families.pocket.upscaler import FACTOR, PocketUpscaler, UpscalerConfig
 from soragen.families.pocket.vae import GROUP, PocketVae
 from training.clips import FPS, SIZES
+from training.precision import autocast
 from training.vae import NOISE, load_vae, to_groups
 from training.world.render import render
 from training.world.scene import sample_scene
@@ -77,7 +78,7 @@ def through_vae(vae: PocketVae, frames: Tensor, level: Tensor) -> Tensor:
 
     level [B]: standard deviation of the noise in the normalised latents.
     """
-    with torch.autocast(frames.device.type, torch.bfloat16):
+    with autocast(frames.device.type):
         raw = vae.encode_groups(to_groups(frames))[0].float()
         noise = torch.randn(raw.shape).to(raw) * vae.latent_scale.view(1, 1, -1, 1, 1)
         out, _ = vae.decode_groups(raw + level.to(raw).view(-1, 1, 1, 1, 1) * noise)
@@ -215,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
         small, large = (frames.to(device) for frames in pairs.draw(rng, options.batch, options.crop))
         kind = rng.choices(list(INPUTS), list(INPUTS.values()))[0]
         given, target = make_input(kind, vae, small, large).flatten(0, 1), large.flatten(0, 1)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             out = network.enlarge(given)
         loss = enlargement_loss(out, target)
         for group in optimizer.param_groups:

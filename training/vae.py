@@ -22,6 +22,7 @@ from torch import Tensor
 
 from soragen.families.pocket.vae import GROUP, PATCH, PATCH_DIM, PocketVae, VaeConfig, join
 from training.clips import read_shard
+from training.precision import autocast
 
 NOISE = 0.2
 
@@ -249,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
         warm, left = min(1.0, (step + 1) / 50), max(0.02, 1 - spent / total)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * warm * left
-        with torch.autocast(options.device, torch.bfloat16):
+        with autocast(options.device):
             raw, _ = vae.encode_groups(target)
             raw = raw.float()
             # The transformer's latents are never exact: what is left in them is noise of one level in the normalised

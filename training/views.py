@@ -16,6 +16,7 @@ from torch import Tensor
 
 from soragen.families.pocket.vae import GROUP, PocketVae
 from training.clips import CLIP_FRAMES, FPS, read_shard
+from training.precision import autocast
 from training.text import labels
 from training.vae import join_groups, to_groups
 from training.world.render import render
@@ -47,7 +48,7 @@ def shrink(frames: Tensor) -> Tensor:
 def through_vae(vae: PocketVae, frames: Tensor) -> Tensor:
     """Frames uint8 [B, T, H, W, 3] encoded and decoded."""
     device = vae.patch_mean.device
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device.type):
         out = join_groups(vae.decode_groups(vae.encode_groups(to_groups(frames.to(device)))[0])[0])
     out = out.float().flatten(1, 2)[:, GROUP - 1 :].permute(0, 1, 3, 4, 2)  # [B, T, H, W, 3]
     return ((out + 1) * 127.5).round().clamp(0, 255).byte().cpu()
