@@ -167,6 +167,14 @@ def test_verify_finds_tensors_that_no_training_made(
     assert [one.path for one in verify(str(have), ignore) if one.problem] == [VAE]  # a folder of the user's own, too
 
 
+def test_the_embedded_model_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its VAE has matrices of zeros: a residual that was never trained."""
+    checked = verify("pocket", ignore)
+    assert failure("pocket", checked) is None and len(checked) == len(find("pocket").files)
+    monkeypatch.setattr("soragen.pipeline.verify.checkpoint_folder", lambda checkpoint: tmp_path)
+    assert {one.problem for one in verify("pocket", ignore)} == {"it is missing"}
+
+
 def test_verify_of_a_truncated_file(have: Path, no_network: None) -> None:
     (have / VAE).write_bytes((have / VAE).read_bytes()[:-10])
     assert "cannot be read" in next(one.problem for one in verify(str(have), ignore) if one.problem)
