@@ -3,7 +3,9 @@
     python bench/steps.py RUN --count 12
 
 Of renders that training never sees, as they came and through pocket's VAE alone, and of clips that pocket makes of
-held-out captions. Apart is what the decoder gives, joined what `soragen.families.pocket.vae.follow` makes of it.
+held-out captions. Drawn is the detail and movement that the transformer draws, told what its refiner makes of it
+(`soragen.families.pocket.refiner`). Apart is what the decoder gives, joined what `soragen.families.pocket.vae.follow`
+makes of it.
 """
 
 from __future__ import annotations
@@ -56,15 +58,18 @@ def main(arguments: list[str] | None = None) -> None:
     num_steps = find(options.model).defaults.num_steps
     real = [clip.frames.float() / 255 for clip in held_out(options.run, options.count)]
     captions = [prompt.caption for prompt in read_prompts(HELD_OUT)[: options.count]]
-    made: list[Tensor] = []
+    refiner, model.transformer.refiner = model.transformer.refiner, None
+    drawn: list[Tensor] = []
     for start in range(0, len(captions), BATCH):
         part = captions[start : start + BATCH]
-        made += generate(model, part, range(start, start + len(part)), num_steps).split(1)
-    through = [decoded(model, model.vae.encode([clip])) for clip in real]
-    generated = [decoded(model, latents) for latents in made]
-    rows = [row("renders", real)]
-    rows += [row(f"renders through the VAE, {how}", [clip[how] for clip in through], real) for how in through[0]]
-    rows += [row(f"generated, {how}", [clip[how] for clip in generated]) for how in generated[0]]
+        drawn += generate(model, part, range(start, start + len(part)), num_steps).split(1)
+    model.transformer.refiner = refiner
+    rows, encoded = [row("renders", real)], [model.vae.encode([clip]) for clip in real]
+    for what, videos, truth in (("renders through the VAE", encoded, real), ("generated", drawn, None)):
+        told = [model.transformer.refine(latents, torch.ones(latents.shape[2], dtype=torch.bool)) for latents in videos]
+        for whose, movement in (("drawn" if truth is None else "true", videos), ("told", told)):
+            clips = [decoded(model, latents) for latents in movement]
+            rows += [row(f"{what}, {whose}, {how}", [clip[how] for clip in clips], truth) for how in clips[0]]
     print(table(["clips", "step between, of 255", "step inside", "between / inside", "dB"], rows))
 
 

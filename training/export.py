@@ -28,8 +28,11 @@ PARTS = [
     ("transformer", "transformer", "diffusion_pytorch_model.safetensors"),
     ("vae", "vae", "diffusion_pytorch_model.safetensors"),
     ("upscaler", "upscaler", "diffusion_pytorch_model.safetensors"),
+    ("refiner", "refiner", "diffusion_pytorch_model.safetensors"),
 ]
 """A folder of the run, the component it becomes, and the name of its file there."""
+OPTIONAL = {"upscaler": "PocketUpscaler", "refiner": "PocketRefiner"}
+"""A checkpoint is whole without these."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("soragen/checkpoints/pocket"))
     options = parser.parse_args(arguments)
     for source, part, name in PARTS:
-        if part == "upscaler" and not (options.run / source).is_dir():  # a checkpoint is whole without one
+        if part in OPTIONAL and not (options.run / source).is_dir():
             continue
         target = options.folder / part
         target.mkdir(parents=True, exist_ok=True)
@@ -59,8 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         "transformer": ["soragen", "PocketTransformer"],
         "vae": ["soragen", "PocketVae"],
     }
-    if (options.folder / "upscaler").is_dir():
-        index["upscaler"] = ["soragen", "PocketUpscaler"]
+    index |= {part: ["soragen", name] for part, name in OPTIONAL.items() if (options.folder / part).is_dir()}
     (options.folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     print("[pocket.files]")
     for file in measure_files(options.folder):

@@ -111,7 +111,8 @@ def generate(
     schedule = make_schedule(defaults.schedule, num_steps, defaults.shift, grid.num_tokens)
     for step in denoise(denoiser, noise, schedule, make_solver(defaults.solver, schedule), known):
         noise = step.latents
-    return noise
+    made = torch.ones(noise.shape[2], dtype=torch.bool) if known is None else known.mask.bool()
+    return model.transformer.refine(noise, made)
 
 
 def grid_of(model: Model, latents: Tensor) -> Grid:

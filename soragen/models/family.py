@@ -99,6 +99,15 @@ class ExpertTransformer(Transformer, Protocol):
         ...
 
 
+@runtime_checkable
+class RefiningTransformer(Transformer, Protocol):
+    """A transformer that goes once more over what was denoised."""
+
+    def refine(self, latents: Tensor, made: Tensor) -> Tensor:
+        """Latents [1, C, T, H, W] of a whole timeline, refined where `made` [T] is True; the others stay."""
+        ...
+
+
 class Vae(Protocol):
     def encode(self, frames: Iterable[Tensor]) -> Tensor:
         """Latents [1, C, T, H, W], normalised as the transformer expects, of chunks of frames [t, H, W, 3] in 0..1."""

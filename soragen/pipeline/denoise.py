@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from soragen.diffusion.condition import KnownFrames
@@ -11,7 +12,7 @@ from soragen.diffusion.noise import starting_noise
 from soragen.diffusion.sampler import denoise
 from soragen.diffusion.solver import make_solver
 from soragen.diffusion.windows import Window
-from soragen.models.family import Context, ExpertTransformer, Transformer
+from soragen.models.family import Context, ExpertTransformer, RefiningTransformer, Transformer
 from soragen.pipeline import drift
 from soragen.pipeline.conditions import Conditions, bind, is_native, repeats_of
 from soragen.pipeline.events import Listener, Progress
@@ -41,7 +42,7 @@ def denoise_windows(
     if given is not None:
         is_known = given.mask.cpu() == 0
         latents[:, :, is_known] = given.latents.cpu()[:, :, is_known].float()
-    steps = plan.num_steps
+    is_made, steps = ~is_known, plan.num_steps
     anchored = drift.anchored_to(plan)
     denoiser: Denoiser | None = None
     for number, window in enumerate(plan.windows):
@@ -67,7 +68,17 @@ def denoise_windows(
         if number == 0 and cyclic:  # only now is it known what the end has to arrive at
             latents[:, :, -cyclic:] = latents[:, :, 1 : 1 + cyclic]
             is_known[-cyclic:] = True
+    if source is None and isinstance(transformer, RefiningTransformer):
+        return _refined(transformer, latents, is_made, cyclic)
     return latents
+
+
+def _refined(transformer: RefiningTransformer, latents: Tensor, is_made: Tensor, num_cyclic: int) -> Tensor:
+    """What follows the last frame of a cyclic timeline is the one behind those that come again."""
+    if not num_cyclic:
+        return transformer.refine(latents, is_made)
+    following = latents[:, :, 1 + num_cyclic : 2 + num_cyclic]
+    return transformer.refine(torch.cat([latents, following], dim=2), F.pad(is_made, (0, 1)))[:, :, :-1]
 
 
 def _known_in(plan: Plan, window: Window, latents: Tensor, is_known: Tensor) -> KnownFrames | None:

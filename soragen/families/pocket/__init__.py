@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from soragen.diffusion.grid import Compression, Grid
+from soragen.families.pocket.refiner import PocketRefiner, RefinerConfig
 from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig
 from soragen.families.pocket.upscaler import FACTOR, PocketUpscaler, UpscalerConfig
 from soragen.families.pocket.vae import GROUP, PATCH, PocketVae, VaeConfig
@@ -79,7 +80,7 @@ class Pocket:
         quantize: str | None = None,
     ) -> PocketTransformer:
         config = read_config(folder / "transformer", TransformerConfig)
-        return load_network(
+        network = load_network(
             lambda: PocketTransformer(config),
             folder / "transformer",
             residence=residence,
@@ -90,6 +91,12 @@ class Pocket:
             change=changes.get(""),
             keep_float32=("latent_std",),
         )
+        if (refiner := folder / "refiner").is_dir():
+            settings = read_config(refiner, RefinerConfig)
+            network.refiner = load_module(
+                lambda: PocketRefiner(settings), refiner, device=device, dtype=dtype, keep_float32=("latent_std",)
+            )
+        return network
 
     def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PocketVae:
         config = read_config(folder / "vae", VaeConfig)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from soragen.diffusion.grid import Grid, patchify, unpatchify
 from soragen.diffusion.schedule import NoiseLevel
+from soragen.families.pocket.refiner import PocketRefiner
 from soragen.models.attention import attend
 from soragen.models.family import Context, Denoiser
 
@@ -252,6 +253,7 @@ class PocketTransformer(nn.Module):
         self.final_modulation = nn.Linear(c.width, 2 * c.width)
         self.patch_out = nn.Linear(c.width, token_dim)
         self.head = LocalHead(c) if c.head_width else None
+        self.refiner: PocketRefiner | None = None  # a part of its own: it has no share in a step
 
     def init_weights(self) -> None:
         """Each block starts as the identity and the output at zero (adaLN-Zero)."""
@@ -313,6 +315,12 @@ class PocketTransformer(nn.Module):
         if self.head is not None:
             x = x + self.head(noisy, x, condition)
         return skip * latents + gain * x.float()
+
+    def refine(self, latents: Tensor, made: Tensor) -> Tensor:
+        """See `soragen.models.family.RefiningTransformer`. Where the checkpoint has no such network, all stays."""
+        if self.refiner is None:
+            return latents
+        return self.refiner.refine(latents.to(self.latent_std.device), made).to(latents)
 
     @torch.inference_mode()
     def bind(self, context: Context, grid: Grid) -> Denoiser:

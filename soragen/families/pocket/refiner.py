@@ -1,0 +1,89 @@
+"""Tells the fine of pocket's latents, detail and movement, from the coarse: a network that goes over what was denoised.
+
+The first channels of a latent frame say in coarse lines what is seen, the next ones in fine lines, and the last how its
+four frames differ from their mean. The transformer draws all of them from noise, and where it is not sure it draws
+speckle, and movement that does not lead to the next frame. But most of the fine follows from the coarse: an outline
+from the lines beside it, a movement from where a thing was and will be. So once all is denoised a small convolutional
+network, taught on renders by `training/refiner.py`, tells it anew for the frames that were made.
+
+Letters: B batch, T latent frames, H, W latents; C channels, of which the first K are coarse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRENGTH = 1.25
+"""How much of the fine is used that is told. That is a mean of all that may be, and so is fainter than any of it."""
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    latent_channels: int = 112
+    coarse_channels: int = 48
+    width: int = 128
+    num_blocks: int = 3
+
+
+class Block(nn.Module):
+    """Two convolutions beside the identity; nothing at the start of training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        change: Tensor = self.conv2(F.silu(self.conv1(F.silu(F.group_norm(x, 1)))))
+        return x + change
+
+
+class PocketRefiner(nn.Module):
+    def __init__(self, config: RefinerConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.latent_std = nn.Parameter(torch.ones(c.latent_channels))
+        self.conv_in = nn.Conv2d(3 * c.coarse_channels + 3, c.width, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(c.width) for _ in range(c.num_blocks)))
+        self.conv_out = nn.Conv2d(c.width, c.latent_channels - c.coarse_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    def look(self, coarse: Tensor, k: int) -> Tensor:
+        """What is seen for latent frame `k` of a video: [B, 3K + 3, H, W] of its coarse channels [B, K, T, H, W].
+
+        It; the frames before and after, as what they are more; and whether it is the first, which holds a single frame,
+        follows that one, or is the last.
+        """
+        last = coarse.shape[2] - 1
+        now, before, after = (coarse[:, :, n] for n in (k, max(k - 1, 0), min(k + 1, last)))
+        edge = torch.ones_like(now[:, :1])
+        edges = [edge * (k == 0), edge * (k == 1), edge * (k == last)]
+        return torch.cat([now, before - now, after - now, *edges], dim=1)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Fine channels [B, C - K, H, W], of what `look` has seen; both in units of `latent_std`."""
+        x = self.conv_in(seen.to(self.conv_in.weight.dtype, memory_format=torch.channels_last))
+        told: Tensor = self.conv_out(F.silu(self.blocks(x)))
+        return told.float()
+
+    @torch.inference_mode()
+    def refine(self, latents: Tensor, made: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W], float32, with the fine channels told anew in the frames that `made` [T] names.
+
+        Memory beside the copy is that of a latent frame.
+        """
+        spread = self.latent_std.view(1, -1, 1, 1, 1).to(latents)
+        num_coarse = self.config.coarse_channels
+        coarse, refined = latents[:, :num_coarse] / spread[:, :num_coarse], latents.clone()
+        for k in range(latents.shape[2]):
+            if made[k]:
+                told = self(self.look(coarse, k))
+                refined[:, num_coarse:, k] = STRENGTH * told * spread[:, num_coarse:, 0]
+        return refined

@@ -1,0 +1,148 @@
+"""Trains the network that tells the fine of latents from the coarse (soragen/families/pocket/refiner.py).
+
+    python -m training.refiner RUN --minutes 30
+
+On the whole clips of RUN/latents. What it will see was made by a transformer, so the coarse channels are a little
+noisy. Goes on from RUN/refiner/state.pt where it was stopped; `--minutes` counts all the time spent on it. Prints
+which share of the fine it tells right on RUN/held_out_latents, of the squared differences of pixels: 1 is all of it,
+0 is a picture without any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from soragen.families.pocket.refiner import PocketRefiner, RefinerConfig
+from training.precision import autocast
+from training.transformer import CLIP_LATENT_FRAMES, SUBJECT_WEIGHT, Pool
+from training.vae import load_vae
+
+TOKENS_PER_STEP = 3072
+RATE = 2e-3
+NOISE = 0.5
+"""Of the means, at most, in units of their spread; most draws are far smaller."""
+WHOLE = slice(0, CLIP_LATENT_FRAMES)
+
+
+def tell(network: PocketRefiner, latents: Tensor, level: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """The fine channels that are told and the true ones, both [B, C - K, T, H, W] in units of `latent_std`.
+
+    latents: [B, C, T, H, W] of clips from their beginning. level: of noise in the coarse ones, [B, 1, 1, 1, 1].
+    """
+    num_coarse = network.config.coarse_channels
+    whole = latents / network.latent_std.view(1, -1, 1, 1, 1)
+    coarse = whole[:, :num_coarse] + level * torch.randn_like(whole[:, :num_coarse])
+    seen = torch.stack([network.look(coarse, k) for k in range(latents.shape[2])], dim=1)
+    told = network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]).transpose(1, 2)
+    return told, whole[:, num_coarse:]
+
+
+@torch.no_grad()
+def score(network: PocketRefiner, held_out: Pool, pixels: Tensor, num_static: int, device: str) -> dict[str, float]:
+    """The share of detail and of movement in held-out clips that is told, of all pixels and of the subject's.
+
+    pixels [C - K]: what one unit of each fine channel is in pixels. num_static: channels that are not movement.
+    """
+    parts = {"detail": slice(0, num_static - network.config.coarse_channels)}
+    parts["movement"] = slice(parts["detail"].stop, None)
+    squares = torch.zeros(len(parts), 2, 2)
+    for shard in (shard for shards in held_out.shards["clips"].values() for shard in shards):
+        told, true = tell(network, shard.latents.float().to(device))
+        unit, mask = pixels.view(1, -1, 1, 1, 1), shard.mask[:, None].float().to(device)
+        for row, values in enumerate((told - true, true)):
+            energy = (values * unit).square()
+            for n, part in enumerate(parts.values()):
+                squares[n, row] += torch.stack([energy[:, part].sum(), (energy[:, part] * mask).sum()]).cpu()
+    shares = 1 - squares[:, 0] / squares[:, 1].clamp(min=1e-9)
+    return {
+        f"{name}{of}": round(float(shares[n, column]), 3)
+        for n, name in enumerate(parts) for column, of in enumerate(("", " of the subject"))
+    }  # fmt: skip
+
+
+def save(network: PocketRefiner, folder: Path) -> None:
+    tensors = {name: p.detach().cpu().contiguous() for name, p in network.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    values = {"_class_name": "PocketRefiner"} | asdict(network.config)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--coarse", type=int, default=16, help="channels that are given")
+    parser.add_argument("--tokens", type=int, default=TOKENS_PER_STEP)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(arguments)
+    device = options.device
+    if device == "cpu":
+        torch.set_num_threads(1)
+    folder, state_path = options.run / "refiner", options.run / "refiner" / "state.pt"
+    folder.mkdir(exist_ok=True)
+    vae = load_vae(options.run).requires_grad_(False)
+    torch.manual_seed(0)
+    network = PocketRefiner(RefinerConfig(vae.config.latent_channels, options.coarse))
+    with torch.no_grad():
+        network.latent_std.copy_(vae.latent_std)
+    network.latent_std.requires_grad_(False)
+    if (restored := folder / "model.safetensors").exists() and not state_path.exists():
+        network.load_state_dict(load_file(restored))
+    network.to(device)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=RATE, weight_decay=0.01)
+    step, seconds = 0, 0.0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seconds = state["step"], state["seconds"]
+    pool, held_out = Pool(options.run / "latents"), Pool(options.run / "held_out_latents")
+    pool.refresh()
+    held_out.refresh()
+    pixels = vae.spread.flatten()[network.config.coarse_channels :].to(device)
+    # Strong channels count more, but not by their square: faint ones hold the finest.
+    weight = (pixels / pixels.square().mean().sqrt()).view(1, -1, 1, 1, 1)
+
+    total, began, saved = options.minutes * 60, time.time(), time.time()
+    losses: list[float] = []
+    while (spent := seconds + time.time() - began) < total:
+        rng = random.Random(step)
+        torch.manual_seed(step)
+        latents, mask, _ = pool.draw(rng, "clips", WHOLE, options.tokens)
+        latents, mask = latents.to(device), mask[:, None].to(device)
+        level = NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=device).square()
+        with autocast(device):
+            out, true = tell(network, latents, level)
+        loss = ((out - true).square() * weight * (1 + SUBJECT_WEIGHT * mask)).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 100) * max(0.02, 1 - spent / total)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        losses.append(float(loss.detach()))
+        spent = seconds + time.time() - began
+        if time.time() - saved > 120 or spent >= total:
+            saved = time.time()
+            shown = f"{spent / 60:.1f} min loss {sum(losses) / len(losses):.4f}"
+            shares = score(network, held_out, pixels, vae.config.static_channels, device)
+            print(f"step {step} {shown} told {shares}", flush=True)
+            losses.clear()
+            save(network, folder)
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            torch.save(state | {"seconds": spent}, state_path.with_suffix(".part"))
+            state_path.with_suffix(".part").rename(state_path)
+
+
+if __name__ == "__main__":
+    main()
