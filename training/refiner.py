@@ -29,7 +29,7 @@ from training.vae import load_vae
 TOKENS_PER_STEP = 3072
 RATE = 2e-3
 NOISE = 0.5
-"""Of the means, at most, in units of their spread; most draws are far smaller."""
+"""In the coarse channels, at most, in units of their spread; most draws are far smaller."""
 WHOLE = slice(0, CLIP_LATENT_FRAMES)
 
 
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--coarse", type=int, default=16, help="channels that are given")
+    parser.add_argument("--coarse", type=int, default=RefinerConfig.coarse_channels, help="channels given")
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_STEP)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)

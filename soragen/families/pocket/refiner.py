@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soragen.families.pocket.upscaler import Block
+
 STRENGTH = 1.25
 """How much of the fine is used that is told. That is a mean of all that may be, and so is fainter than any of it."""
 
@@ -24,20 +26,13 @@ STRENGTH = 1.25
 @dataclass(frozen=True)
 class RefinerConfig:
     latent_channels: int = 112
-    coarse_channels: int = 48
+    coarse_channels: int = 16
     width: int = 128
     num_blocks: int = 3
 
 
-class Block(nn.Module):
-    """Two convolutions beside the identity; nothing at the start of training."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+class NormedBlock(Block):
+    """The upscaler's, behind a norm: latents differ more in strength than pixels do."""
 
     def forward(self, x: Tensor) -> Tensor:
         change: Tensor = self.conv2(F.silu(self.conv1(F.silu(F.group_norm(x, 1)))))
@@ -50,7 +45,7 @@ class PocketRefiner(nn.Module):
         self.config = c = config
         self.latent_std = nn.Parameter(torch.ones(c.latent_channels))
         self.conv_in = nn.Conv2d(3 * c.coarse_channels + 3, c.width, 3, padding=1)
-        self.blocks = nn.Sequential(*(Block(c.width) for _ in range(c.num_blocks)))
+        self.blocks = nn.Sequential(*(NormedBlock(c.width) for _ in range(c.num_blocks)))
         self.conv_out = nn.Conv2d(c.width, c.latent_channels - c.coarse_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]

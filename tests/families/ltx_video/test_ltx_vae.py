@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from soragen.families.ltx_video.vae import LtxVae, VaeConfig
 
-BOUND = 1.5e-6
-"""In float32. Cutting a video into chunks changes the order of sums in a convolution, and so does the processor; each
-costs about 1e-7. With AVX-512 the reference is up to 1.1e-6 from itself in float64, and ours as much; with AVX2 the two
-are up to 1.01e-6 from each other."""
+BOUNDS = {"0.9.0": 1.5e-6, "0.9.1": 1.1e-6, "0.9.5": 1.1e-6}
+"""In float32. Cutting a video into chunks changes the order of sums in a convolution; each costs about 1e-7. The
+reference is up to 1.1e-6 from itself in float64 in 0.9.0, and 0.7e-6 in the others; ours is up to 1.1e-6 and 0.9e-6
+(with AVX-512; with AVX2, which adds in another order, the two are up to 1.01e-6 from each other in 0.9.5).
+"""
 ALMOST_EXACT = 3e-7
 """In float64. Ours takes the lengths in its norms in float32 even so: that leaves 1e-7 to 2e-7."""
 
@@ -71,14 +72,16 @@ def their_decoded(vae: nn.Module, latents: Tensor, state: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(5, 2, 3), (3, 1, 4), (1, 2, 1)], ids=str)
-def test_decode(pair: tuple[LtxVae, nn.Module], exact: tuple[LtxVae, nn.Module], shape: tuple[int, int, int]) -> None:
+def test_decode(
+    version: str, pair: tuple[LtxVae, nn.Module], exact: tuple[LtxVae, nn.Module], shape: tuple[int, int, int]
+) -> None:
     ours, theirs = pair
     latents, state = random(1, 16, *shape), torch.Generator().manual_seed(7).get_state()
     expected, true = their_decoded(theirs, latents, state), their_decoded(exact[1], latents.double(), state)
     assert expected.shape == (1, 3, 8 * shape[0] - 7, 32 * shape[1], 32 * shape[2])
     for cut in (1, 2, shape[0]):
         found = decoded(ours, latents, cut)
-        assert relative_error(found, expected) <= BOUND
+        assert relative_error(found, expected) <= BOUNDS[version]
         assert relative_error(found, true) <= 2 * relative_error(expected, true)
         assert relative_error(decoded(exact[0], latents.double(), cut), true) <= ALMOST_EXACT
 
@@ -95,14 +98,16 @@ def test_decode_ends_the_denoising_as_the_reference_pipeline(version: str, pair:
     expected = (their_decoded(theirs, raw, generator.get_state()) / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 3, 0)
     chunks = list(ours.decode(latents, seed=seed))
     assert all(chunk.dtype == torch.float32 for chunk in chunks) and len(chunks) > 1
-    assert relative_error(torch.cat(chunks), expected) <= BOUND
+    assert relative_error(torch.cat(chunks), expected) <= BOUNDS[version]
     others = torch.cat(list(ours.decode(latents, seed=seed + 1)))
     assert torch.equal(others, torch.cat(chunks)) != ours.config.timestep_conditioning
 
 
 @pytest.mark.parametrize("shape", [(33, 64, 96), (17, 32, 64), (1, 64, 32)], ids=str)
 @torch.inference_mode()
-def test_encode(pair: tuple[LtxVae, nn.Module], exact: tuple[LtxVae, nn.Module], shape: tuple[int, int, int]) -> None:
+def test_encode(
+    version: str, pair: tuple[LtxVae, nn.Module], exact: tuple[LtxVae, nn.Module], shape: tuple[int, int, int]
+) -> None:
     ours, theirs = pair
     frames = torch.rand(*shape, 3, generator=torch.Generator().manual_seed(0))
 
@@ -114,7 +119,7 @@ def test_encode(pair: tuple[LtxVae, nn.Module], exact: tuple[LtxVae, nn.Module],
 
     expected, true = their_encoded(theirs, frames), their_encoded(exact[1], frames.double())
     latents = ours.encode(frames.split(5))
-    assert relative_error(latents, expected) <= BOUND
+    assert relative_error(latents, expected) <= BOUNDS[version]
     assert relative_error(latents, true) <= 2 * relative_error(expected, true)
     assert relative_error(exact[0].encode(frames.double().split(5)), true) <= ALMOST_EXACT
     assert torch.equal(ours.encode([frames]), latents)
