@@ -59,6 +59,12 @@ def test_the_ends_of_a_video_are_told_apart(network: PocketRefiner) -> None:
     assert all(not torch.equal(told[k], told[2]) for k in (0, 1, 5)) and not torch.equal(told[0], told[1])
 
 
+def test_a_picture_is_told_as_the_first_frame_of_what_stands_still(network: PocketRefiner) -> None:
+    """It was taught on clips alone: no frame there is the first and the last."""
+    coarse = torch.randn(1, COARSE, 1, 4, 6)
+    assert torch.equal(network.look(coarse, 0), network.look(coarse.expand(-1, -1, 7, -1, -1), 0))
+
+
 def test_it_answers_in_the_units_of_the_latents(network: PocketRefiner) -> None:
     latents, made = torch.randn(1, COARSE + FINE, 3, 4, 6), torch.ones(3, dtype=torch.bool)
     refined, spread = network.refine(latents, made), network.latent_std.detach().clone().view(1, -1, 1, 1, 1)

@@ -54,12 +54,12 @@ class PocketRefiner(nn.Module):
         """What is seen for latent frame `k` of a video: [B, 3K + 3, H, W] of its coarse channels [B, K, T, H, W].
 
         It; the frames before and after, as what they are more; and whether it is the first, which holds a single frame,
-        follows that one, or is the last.
+        follows that one, or is the last of several.
         """
         last = coarse.shape[2] - 1
         now, before, after = (coarse[:, :, n] for n in (k, max(k - 1, 0), min(k + 1, last)))
         edge = torch.ones_like(now[:, :1])
-        edges = [edge * (k == 0), edge * (k == 1), edge * (k == last)]
+        edges = [edge * (k == 0), edge * (k == 1), edge * (0 < k == last)]  # a picture is a first frame that stays
         return torch.cat([now, before - now, after - now, *edges], dim=1)
 
     def forward(self, seen: Tensor) -> Tensor:
