@@ -13,16 +13,12 @@ import gc
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
-
-import torch
 
 from soragen import __version__
 from soragen.errors import OutputError
 from soragen.leftovers import leftover
 from soragen.models.device import free_memory
-from soragen.models.family import Vae
 from soragen.pipeline import run
 from soragen.pipeline.contexts import Contexts, contexts_beside
 from soragen.pipeline.events import Note, Progress, Stage
@@ -107,7 +103,7 @@ class Batch(Worklist):
 
     def _read(self, jobs: Sequence[Job], contexts: Contexts) -> list[Job]:
         """The jobs whose given frames, where they have any, are in `contexts` now."""
-        load = cache(lambda: load_whole_vae(jobs[0].plan, READ_DTYPE))
+        load = cache(lambda: run.load_whole_vae(jobs[0].plan, READ_DTYPE))
         read = []
         for job in jobs:
             with self._guarded(job):
@@ -123,7 +119,7 @@ class Batch(Worklist):
             with self._guarded(job):
                 device = job.plan.machine.device
                 prompts, given = contexts.read(job.plan.request, device), contexts.read_given(job.key, device)
-                latents = run.denoise_all(job.plan, *prompts, given, job.clock, transformer)
+                latents = run.denoise_all(job.plan, *prompts, given, job.clock, lambda: transformer)
                 saved = run.to_save(job.plan, latents, job.output, self.options.metadata, job.lossless)
                 job.latents = run.keep(saved, job.clock.listen)
                 if job.latents is None:
@@ -134,14 +130,14 @@ class Batch(Worklist):
         if not jobs:
             return
         with jobs[0].clock.timed("load"):
-            vae = load_whole_vae(jobs[0].plan)
+            vae = run.load_whole_vae(jobs[0].plan)
         for number, job in enumerate(jobs, 1):
             job.clock.listen = self._about(job.line, f"{number} of {len(jobs)}")
             path = None
             with self._guarded(job):
                 assert job.latents is not None
                 saved = load_latents(job.latents)
-                path = run.decode_to_file(job.plan, saved, job.output, self.options.overwrite, job.clock, vae)
+                path = run.decode_to_file(job.plan, saved, job.output, self.options.overwrite, job.clock, lambda: vae)
                 self._finish(job, path)
             if path is not None:
                 seam = seam_of(job.plan.request, path, job.clock.listen)
@@ -167,11 +163,6 @@ class Batch(Worklist):
             self._fail(job.line, error)
             self.journal.write("failed", key=job.key, line=job.line, error=f"{type(error).__name__}: {error}")
             free(job.plan)
-
-
-def load_whole_vae(plan: Plan, dtype: torch.dtype | None = None) -> Vae:
-    """For all jobs of a checkpoint, each of which has tiles of its own. dtype: see `run.load_vae`."""
-    return run.load_vae(replace(plan, tile=None), dtype)
 
 
 def free(plan: Plan) -> None:

@@ -54,6 +54,22 @@ HASHED_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
+class Networks:
+    """What several runs share: each loads at its first call, and stays; None is loaded for a run, and goes with it.
+
+    reader: a VAE of `READ_DTYPE`; it and `vae` are for whole frames.
+    """
+
+    transformer: Callable[[], Transformer] | None = None
+    reader: Callable[[], Vae] | None = None
+    vae: Callable[[], Vae] | None = None
+
+
+ALONE = Networks()
+"""One network is in memory at a time."""
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished video. seconds: spent in each stage; decoding and encoding overlap and are counted apart.
 
@@ -77,11 +93,12 @@ def generate(
     overwrite: bool = False,
     strict_prompt: bool = False,
     prompts: tuple[Context, Context | None] | None = None,
+    networks: Networks = ALONE,
     listen: Listener,
 ) -> Result:
     """Makes the video that `request` describes and writes it to `output`. Raises SoragenError children.
 
-    prompts: encoded already, as `encode_prompts` gives them.
+    prompts: encoded already, as `encode_prompts` gives them. networks: those of this checkpoint and these settings.
     """
     # 1. Refuse early: nothing is loaded before it is known that the run can end well.
     plan = make_plan(request, find(request.checkpoint), device, dtype)
@@ -101,13 +118,13 @@ def generate(
             prompts = encode_prompts(plan, strict_prompt, listen)
 
     # 3. What is given, then from noise to latents.
-    latents = denoise_all(plan, *prompts, encode_given(plan, clock), clock)
+    latents = denoise_all(plan, *prompts, encode_given(plan, clock, networks.reader), clock, networks.transformer)
 
     # 4. The latents are safe before anything else can fail.
     saved = to_save(plan, latents, output, metadata, lossless)
     with kept(keep(saved, listen), listen):
         # 5. Latents to frames to the file, in one stream.
-        path = decode_to_file(plan, saved, output, overwrite, clock)
+        path = decode_to_file(plan, saved, output, overwrite, clock, networks.vae)
     return Result(path, request, clock.seconds, seam_of(request, path, listen))
 
 
@@ -206,13 +223,13 @@ def denoise_all(
     negative: Context | None,
     given: tuple[Conditions, Tensor | None],
     clock: Clock,
-    transformer: Transformer | None = None,
+    load: Callable[[], Transformer] | None = None,
 ) -> Tensor:
-    """Latents [1, C, T, H, W] of the whole timeline. The transformer is gone afterwards, unless it was given."""
+    """Latents [1, C, T, H, W] of the whole timeline. The transformer is gone afterwards, unless `load` keeps it."""
     if not plan.makes_frames:
         return torch.zeros(plan.latent_shape)
     with clock.timed("load"):
-        transformer = transformer or load_transformer(plan)
+        transformer = load_transformer(plan) if load is None else load()
     (conditions, source), latents, before = given, torch.empty(0), clock.seconds["denoise"]
     for each in plan.passes:
         if each.first is not None:
@@ -280,18 +297,18 @@ def kept(file: Path | None, listen: Listener) -> Iterator[None]:
 
 
 def decode_to_file(
-    plan: Plan, saved: Saved, output: Path, overwrite: bool, clock: Clock, vae: Vae | None = None
+    plan: Plan, saved: Saved, output: Path, overwrite: bool, clock: Clock, load: Callable[[], Vae] | None = None
 ) -> Path:
     """Streams frames into the file, and returns where it is. Raises InputError where a source is not what it was.
 
-    vae: one for whole frames.
+    load: gives a VAE for whole frames, where more than this plan have the same.
     """
     size, sound = plan.request.size, audio_of(plan)
     check_sources(plan.request)
     if sound and not format_of(output, size, lossless=saved.lossless).sounds and find_tracks(sound):
         clock.listen(Note(f"a file that ends in {output.suffix} has no sound: that of the source is left out"))
     with clock.timed("load"):
-        vae = load_vae(plan) if vae is None else _in_tiles(vae, plan)
+        vae = load_vae(plan) if load is None else _in_tiles(load(), plan)
         upscaler = load_upscaler(plan)
     clock.listen(Stage("decode", f"{size.num_frames} frames"))
     with clock.timed("encode"):
@@ -334,6 +351,11 @@ def load_vae(plan: Plan, dtype: torch.dtype | None = None) -> Vae:
     """dtype: that of the decoder, unless it is to read."""
     vae = family_of(plan.checkpoint).load_vae(plan.folder, plan.machine.device, dtype or plan.machine.vae)
     return _in_tiles(vae, plan)
+
+
+def load_whole_vae(plan: Plan, dtype: torch.dtype | None = None) -> Vae:
+    """For several plans of a checkpoint, each of which has tiles of its own. dtype: see `load_vae`."""
+    return load_vae(replace(plan, tile=None), dtype)
 
 
 def _in_tiles(vae: Vae, plan: Plan) -> Vae:

@@ -2,6 +2,7 @@
 
 All prompts are encoded first. Each shot is made into a lossless file in a hidden folder beside the video: what is made
 once is neither lost nor made again.
+The networks are loaded once where memory has room for all of them.
 A shot that goes on is given the end of the one before, as an extended video is given that of its source. At the end all
 are joined and encoded once.
 """
@@ -13,18 +14,20 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
 
 from soragen.catalog import find
 from soragen.errors import InputError, OutputError, SoragenError
-from soragen.models.device import free_memory
+from soragen.models.device import free_memory, memory_budget
 from soragen.pipeline import run
 from soragen.pipeline.clock import Clock
 from soragen.pipeline.contexts import Contexts, contexts_beside
 from soragen.pipeline.events import Listener, Note, Progress
 from soragen.pipeline.latents import SUFFIX, holds
+from soragen.pipeline.memory import READ_DTYPE
 from soragen.pipeline.plan import Plan, make_plan, strictest
 from soragen.pipeline.sources import hash_of
 from soragen.pipeline.storyboard import SEED, Storyboard, about, is_continued
@@ -79,7 +82,7 @@ def make_storyboard(
     except OSError as error:
         raise OutputError(f"cannot write in {folder}: {error.strerror}", "give another place with -o") from error
 
-    clock, requests = Clock(listen), list[Request]()
+    clock, requests, networks = Clock(listen), list[Request](), share(plans)
     how = f"the shots made so far are kept in {folder}: run the same command again to go on"
     with run.telling(how, listen), contexts_beside(folder / "all") as contexts:
         # 2. The shots, each into a file of its own.
@@ -93,10 +96,12 @@ def make_storyboard(
                     _encode(plans, number, contexts, strict_prompt, clock)
                 spent = run.generate(
                     plan.request, file, device=device, dtype=dtype, lossless=True, overwrite=True,
-                    prompts=contexts.read(plan.request, plan.machine.device), listen=listener,
+                    prompts=contexts.read(plan.request, plan.machine.device), networks=networks, listen=listener,
                 ).seconds  # fmt: skip
             for stage, seconds in spent.items():
                 clock.seconds[stage] += seconds
+        del networks
+        _free(plans[0])
 
         # 3. All of them, in one file.
         made = run.make_recipe(plans[0])
@@ -125,8 +130,28 @@ def _encode(plans: Sequence[Plan], first: int, contexts: Contexts, strict_prompt
                 listen = about(clock.listen, number, len(plans))
                 contexts.write(plan.request, *run.encode_prompts(plan, strict_prompt, listen, encoder))
     del encoder
+    _free(plans[0])
+
+
+def share(plans: Sequence[Plan]) -> run.Networks:
+    """The networks of all shots, to be loaded once; for each shot anew where memory has no room for all of them."""
+    plan = strictest(plans, "transformer")
+    largest = max(each.peak_bytes[stage] for each in plans for stage in each.peak_bytes if stage != "text")
+    all_weights = plan.weight_bytes["transformer"] + plan.weight_bytes["vae"] + plan.read_vae_bytes
+    if largest + plan.peak_bytes["encode"] + all_weights > memory_budget(plan.machine.device).available:
+        return run.ALONE
+    vae = cache(lambda: run.load_whole_vae(plan))
+    is_reader = plan.machine.vae == READ_DTYPE
+    return run.Networks(
+        cache(lambda: run.load_transformer(plan)),
+        vae if is_reader else cache(lambda: run.load_whole_vae(plan, READ_DTYPE)),
+        vae,
+    )
+
+
+def _free(plan: Plan) -> None:
     gc.collect()
-    free_memory(plans[0].machine.device)
+    free_memory(plan.machine.device)
 
 
 def _made_before(

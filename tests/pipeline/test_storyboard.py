@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from soragen.errors import InputError, NumericalError
 from soragen.families import load_family
+from soragen.models.device import Memory
 from soragen.pipeline import run
 from soragen.pipeline.events import Event, Note
 from soragen.pipeline.latents import load_latents
@@ -178,8 +179,8 @@ def test_a_continued_shot_sees_the_end_of_the_one_before(
     given: list[Any] = []
     encode = run.encode_given
 
-    def watched(plan: Any, clock: Any) -> Any:
-        given.append((plan, encode(plan, clock)))
+    def watched(plan: Any, *rest: Any) -> Any:
+        given.append((plan, encode(plan, *rest)))
         return given[-1][1]
 
     monkeypatch.setattr(run, "encode_given", watched)
@@ -192,7 +193,7 @@ def test_a_continued_shot_sees_the_end_of_the_one_before(
 def test_the_prompts_of_all_shots_are_encoded_at_once(board: Any, produce: Any, calls: Any, home: Path) -> None:
     produce(board(seed=7))
     assert calls.loaded[0] == "text_encoder" and calls.loaded.count("text_encoder") == 1
-    assert calls.loaded.count("transformer") == 3
+    assert calls.loaded.count("transformer") == 1
 
 
 def test_a_prompt_that_is_too_long_is_said_with_the_number_of_its_shot(board: Any) -> None:
@@ -254,7 +255,24 @@ def test_a_shot_that_goes_on_from_a_changed_one_is_made_again(
             produce(board(seed=1))
     calls.loaded.clear()
     produce(board(SHOTS.replace("a red ball", "a red box"), seed=1))
-    assert calls.loaded.count("transformer") == 3
+    assert calls.loaded.count("transformer") == 1  # the three shots share it
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_networks_stay_where_memory_has_room_for_all_of_them(
+    room: bool, board: Any, produce: Any, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the video is the same."""
+    first = produce(board(seed=1)).path.read_bytes()
+    calls.loaded.clear()
+    if not room:
+        plan = plan_shots(board(seed=1), None, None)[1]
+        least = Memory(10**12, max(plan.peak_bytes.values()) + plan.peak_bytes["encode"])
+        monkeypatch.setattr("soragen.pipeline.shots.memory_budget", lambda device: least)
+    Path("film.mkv").unlink()
+    assert produce(board(seed=1)).path.read_bytes() == first
+    assert calls.loaded.count("transformer") == (1 if room else 3)
+    assert calls.loaded.count("vae") == (1 if room else 4)  # one shot is given frames
 
 
 def test_on_the_command_line(board: Any, cli: Any, tiny: Path, home: Path) -> None:
