@@ -2,8 +2,9 @@
 
 The file holds the source's own frames, and next to them frames that a VAE has decoded, which are softer and a little
 off in colour. That step would be seen. The frame at the join exists twice, as it came and as the VAE gives it back;
-their difference is added to the made frames near it: whole beside the join, nothing `LENGTH` seconds away, and only
-where a made frame still shows what the frame at the join does, so that nothing is left behind by what moves.
+both are followed along the movement of the made frames near it, and what they differ in is added to those: whole beside
+the join, nothing `LENGTH` seconds away, and only where a made frame still shows what the frame at the join does.
+There the made frame itself is drawn a little towards what was followed, since the two are never quite the same.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from soragen.pipeline.timeline import Given, Piece, Timeline
 from soragen.size import VideoSize
+from soragen.video.flow import flow, follow, moved
 from soragen.video.motion import difference
 from soragen.video.write import to_uint8
 
@@ -28,13 +30,15 @@ LENGTH = 1.0
 """Seconds that the difference takes to fade."""
 MOST_FRAMES = 16
 """That may be held back before a join: frames are large."""
+PREDICTED = 0.3
+"""How much of a made frame beside the join is what was followed to there. It fades faster than the difference."""
 SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
 BLOCK = 8
 """Pixels of a block's side."""
 ARRIVING = 8
 """Frames over which a step is spread that is larger than those before it, where made frames arrive at a source's."""
-WORKING = 6
+WORKING = 9
 """Frames of floats that are there at most while one is joined."""
 
 
@@ -45,15 +49,27 @@ class Join:
     decoded: Tensor
     source: Tensor
 
+
+class Trail:
+    """The frame at a join, followed from made frame to made frame."""
+
+    def __init__(self, join: Join) -> None:
+        self.join, self.before = join, join.decoded
+        self.along: Tensor | None = None
+
     def applied(self, frame: Tensor, share: float) -> Tensor:
-        """`frame` [H, W, 3] in 0..1 and `share` (0..1) of the difference, where it shows what the join's frame does."""
-        change = (frame - self.decoded).permute(2, 0, 1)[None]  #        [1, 3, H, W]
+        """The next made frame [H, W, 3] in 0..1, and `share` (0..1) of what the join's is more, where it shows that."""
+        step = flow(frame, self.before)
+        self.along = step if self.along is None else follow(step, self.along)
+        self.before = frame
+        decoded, source = moved(self.join.decoded, self.along), moved(self.join.source, self.along)
+        change = (frame - decoded).permute(2, 0, 1)[None]  #             [1, 3, H, W]
         height, width = frame.shape[:2]
         blocks = F.adaptive_avg_pool2d(change, (math.ceil(height / BLOCK), math.ceil(width / BLOCK)))
         blocks = F.max_pool2d(blocks.abs().amax(dim=1, keepdim=True), 3, 1, 1)
         same = torch.exp(-((blocks / SAME) ** 2))
         weight = share * F.interpolate(same, (height, width), mode="bilinear")[0, 0, :, :, None]
-        return (frame + weight * (self.source - self.decoded)).clamp(0, 1)
+        return (frame + weight * (source - decoded - PREDICTED * share * (frame - decoded))).clamp(0, 1)
 
 
 def arrive(frames: Sequence[Tensor], source: Tensor) -> Iterator[Tensor]:
@@ -111,11 +127,12 @@ def hand_over(
     the same stream. At most MOST_FRAMES are held back for the latter, in 8 bits as the file has them.
     """
     length = num_held(fps)
-    first = before() if before is not None else None
+    first = Trail(before()) if before is not None else None
     waiting: deque[Tensor] = deque()
     for i, frame in enumerate(itertools.chain.from_iterable(chunks), start=1):
-        if first is not None and i <= length:
+        if first is not None:
             frame = first.applied(frame, fade(i, length))
+            first = first if i < length else None
         if after is None:
             yield frame[None]
             continue
@@ -123,13 +140,13 @@ def hand_over(
         if len(waiting) > length:
             yield to_float(waiting.popleft())[None]
     if waiting and after is not None:
-        last, arriving = after(), deque[Tensor]()
-        while waiting:
-            share = fade(len(waiting), length)
-            arriving.append(to_uint8(last.applied(to_float(waiting.popleft()), share)))
-            if len(arriving) > ARRIVING:
-                yield to_float(arriving.popleft())[None]
-        yield from (frame[None] for frame in arrive(arriving, last.source))
+        join = after()
+        last, num_waiting = Trail(join), len(waiting)
+        for distance in range(1, num_waiting + 1):  # from the join back
+            waiting[-distance] = to_uint8(last.applied(to_float(waiting[-distance]), fade(distance, length)))
+        early = max(0, num_waiting - ARRIVING)
+        yield from (to_float(waiting.popleft())[None] for _ in range(early))
+        yield from (frame[None] for frame in arrive(waiting, join.source))
 
 
 def to_float(frame: Tensor) -> Tensor:
