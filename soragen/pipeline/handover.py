@@ -30,7 +30,7 @@ LENGTH = 1.0
 """Seconds that the difference takes to fade."""
 MOST_FRAMES = 16
 """That may be held back before a join: frames are large."""
-PREDICTED = 0.3
+PREDICTED = 0.25
 """How much of a made frame beside the join is what was followed to there. It fades faster than the difference."""
 SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
@@ -38,6 +38,8 @@ BLOCK = 8
 """Pixels of a block's side."""
 ARRIVING = 8
 """Frames over which a step is spread that is larger than those before it, where made frames arrive at a source's."""
+ARRIVING_SIDE = 64
+"""At which what is seen is looked for over that step: twice as far away as from frame to frame."""
 WORKING = 9
 """Frames of floats that are there at most while one is joined."""
 
@@ -75,17 +77,22 @@ class Trail:
 def arrive(frames: Sequence[Tensor], source: Tensor) -> Iterator[Tensor]:
     """The last made frames [H, W, 3] uint8 before `source`, a frame of the file as it came; they and it in 0..1.
 
-    The share by which the step to it is larger than those between them, less the movement expected there, is spread
-    over them: whole in the last, nothing in the first. A single frame stays as it is.
+    The share by which the step to it is larger than those between them is spread over them: whole in the last, nothing
+    in the first. What is seen moves to where the source has it, and changes into what the source shows there. A single
+    frame stays as it is.
     """
-    last, excess = to_float(frames[-1]), torch.zeros(())
+    last, share = to_float(frames[-1]), 0.0
     if len(frames) > 1:
         usual = statistics.mean(difference(a, b) for a, b in itertools.pairwise(frames))
         size = float((source - last).abs().mean())
         share = max(0.0, size - usual) / max(size, 1e-6)
-        excess = share * (source - 2 * last + to_float(frames[-2]))
+    along = flow(source, last, ARRIVING_SIDE)
     for i, frame in enumerate(frames):
-        yield (to_float(frame) + i / max(1, len(frames) - 1) * excess).clamp(0, 1)
+        if not (part := share * i / max(1, len(frames) - 1)):
+            yield to_float(frame)
+            continue
+        change = moved(source, (part - 1) * along) - moved(last, part * along)
+        yield (moved(to_float(frame), part * along) + part * change).clamp(0, 1)
 
 
 def fade(distance: int, length: int) -> float:

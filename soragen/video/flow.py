@@ -17,21 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 128
-"""The shorter side of the small frames that are compared."""
+"""The shorter side of the small frames that are compared, where they are neighbours."""
 REACH = 5
 MOVING_COSTS = 2e-5
 """Of the mean squared error of luma in 0..1, for each squared pixel of movement."""
 
 
-def match(one: Tensor, other: Tensor, block: int, stride: int) -> tuple[Tensor, tuple[int, int]]:
+def match(one: Tensor, other: Tensor, block: int, stride: int, side: int = SIDE) -> tuple[Tensor, tuple[int, int]]:
     """Movement [1, 2, h, w] in pixels of the small frames, right and down, of the blocks of `one` to where they are in
     `other`; and the small frames' (height, width).
 
     one, other: [H, W, 3] in 0..1. block, stride: the side of a block in pixels of the small frames, and how far apart
-    they are; their middles lie at stride / 2, 3 stride / 2, ...
+    they are; their middles lie at stride / 2, 3 stride / 2, ... side: the shorter one of the small frames.
     """
-    here = _luma(one)
-    wide = F.pad(_luma(other), (REACH,) * 4, mode="replicate")
+    here = _luma(one, side)
+    wide = F.pad(_luma(other, side), (REACH,) * 4, mode="replicate")
     height, width = here.shape[-2:]
     span = range(2 * REACH + 1)
     shifted = (wide[..., y : y + height, x : x + width] for y in span for x in span)
@@ -48,9 +48,9 @@ def match(one: Tensor, other: Tensor, block: int, stride: int) -> tuple[Tensor, 
     return torch.stack([right, down]).view(1, 2, *errors.shape[1:]), (height, width)
 
 
-def flow(one: Tensor, other: Tensor) -> Tensor:
-    """From the blocks of `one` to where they are in `other`, both [H, W, 3] in 0..1."""
-    moved, (height, width) = match(one, other, block=8, stride=4)
+def flow(one: Tensor, other: Tensor, side: int = SIDE) -> Tensor:
+    """From the blocks of `one` to where they are in `other`, both [H, W, 3] in 0..1. A smaller `side` looks farther."""
+    moved, (height, width) = match(one, other, block=8, stride=4, side=side)
     return moved * torch.tensor([2 / width, 2 / height]).view(1, 2, 1, 1)
 
 
@@ -85,9 +85,9 @@ def _between(cost: Callable[[int], Tensor]) -> Tensor:
     return ((low - high) / (2 * bend)).clamp(-most, most)
 
 
-def _luma(frame: Tensor) -> Tensor:
-    """[1, 1, H, W] in 0..1, its shorter side at most SIDE."""
+def _luma(frame: Tensor, side: int) -> Tensor:
+    """[1, 1, H, W] in 0..1, its shorter side at most `side`."""
     picture = (frame @ torch.tensor([0.2126, 0.7152, 0.0722]))[None, None]
-    scale = min(1.0, SIDE / min(frame.shape[:2]))
-    size = [max(16, round(side * scale)) for side in frame.shape[:2]]  # a block at the least
+    scale = min(1.0, side / min(frame.shape[:2]))
+    size = [max(16, round(length * scale)) for length in frame.shape[:2]]  # a block at the least
     return F.interpolate(picture, size, mode="bilinear", antialias=True)

@@ -63,7 +63,20 @@ def test_a_large_step_to_what_follows_is_spread_over_the_last_frames() -> None:
     source = torch.full((2, 2, 3), 0.8)
     assert shades(arrive(flat(0.2, 0.2, 0.2, 0.2), source)) == pytest.approx([0.2, 0.4, 0.6, 0.8])
     arrived = shades(arrive(flat(0.1, 0.12, 0.14, 0.16), source))
-    assert arrived[0] == pytest.approx(0.1, abs=0.002) and 0.02 <= 0.8 - arrived[-1] < 0.04
+    assert arrived[0] == pytest.approx(0.1, abs=0.002) and 0.8 - arrived[-1] == pytest.approx(0.02, abs=0.005)
+
+
+def test_what_arrives_elsewhere_moves_there() -> None:
+    """It does not fade out here and in there."""
+    torch.manual_seed(0)
+    disc = torch.zeros(1, 3, 64, 64)
+    disc[..., 24:40, 20:36] = F.interpolate(torch.rand(1, 3, 4, 4), (16, 16), mode="bicubic").clamp(0.3, 1)
+    still = disc[0].permute(1, 2, 0)
+    arrived = list(arrive([to_uint8(still)] * 5, still.roll(6, 1)))
+    for step, frame in enumerate(arrived):
+        at = [float((frame - still.roll(pixels, 1)).abs().mean()) for pixels in range(7)]
+        assert abs(at.index(min(at)) - 6 * step / 4) < 0.6
+        assert min(at) < 0.25 * float((still - still.roll(6, 1)).abs().mean())
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.2, 0.3, 0.4), (0.4, 0.6, 0.4), (0.4,)])
