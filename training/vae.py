@@ -189,7 +189,7 @@ def load_vae(run: Path) -> PocketVae:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--minutes", type=float, default=20, help="0 scores what is there")
+    parser.add_argument("--minutes", type=float, default=20, help="of training, all runs together; 0 scores")
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--frames", type=int, default=13)
@@ -237,8 +237,8 @@ def main(arguments: list[str] | None = None) -> None:
     shards: list[Path] = []
     cache: dict[Path, dict[str, Tensor]] = {}
     sampled: list[Path] = []
-    began, total = time.time(), options.minutes * 60
-    last = began
+    began, total = time.time() - seconds, options.minutes * 60
+    last = time.time()
     while (spent := time.time() - began) < total:
         if not shards or step % 50 == 0:
             shards = sorted((options.run / "pixels").glob("clips-*"))
@@ -269,14 +269,14 @@ def main(arguments: list[str] | None = None) -> None:
         optimizer.step()
         step += 1
         if step % 20 == 0:
-            print(f"step {step} loss {float(loss.detach()):.4f} {step / (time.time() - began):.2f} steps/s", flush=True)
+            print(f"step {step} loss {float(loss.detach()):.4f} {spent / 60:.1f} min", flush=True)
         if time.time() - last > 240 or time.time() - began >= total:
             last = time.time()
             vae.cpu()
             print(f"step {step} {score(vae, held_out)}", flush=True)
             save(vae, folder)
             torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "frozen": sorted(frozen),
-                        "step": step, "seconds": seconds + time.time() - began}, state_path)  # fmt: skip
+                        "step": step, "seconds": time.time() - began}, state_path)  # fmt: skip
             vae.to(options.device)
 
 
