@@ -2,10 +2,11 @@
 
     python -m training.refiner RUN --minutes 30
 
-On the whole clips of RUN/latents. What it will see was made by a transformer, so the coarse channels are a little
-noisy. Goes on from RUN/refiner/state.pt where it was stopped; `--minutes` counts all the time spent on it. Prints
-which share of the fine it tells right on RUN/held_out_latents, of the squared differences of pixels: 1 is all of it,
-0 is a picture without any.
+On the whole clips of RUN/latents, in most of which some frames are given. What it will see of the others was made by a
+transformer, so their coarse channels are a little noisy. Goes on from RUN/refiner/state.pt where it was stopped;
+`--minutes` counts all the time spent on it. Prints which share of the fine it tells right on RUN/held_out_latents, of
+the squared differences of pixels: 1 is all of it, 0 is a picture without any; where no frame is given, and in the frame
+that follows three given ones.
 """
 
 from __future__ import annotations
@@ -31,19 +32,25 @@ RATE = 2e-3
 NOISE = 0.5
 """In the coarse channels, at most, in units of their spread; most draws are far smaller."""
 WHOLE = slice(0, CLIP_LATENT_FRAMES)
+SOME_GIVEN = 0.7
+"""Share of the clips in which some frames are given."""
+GIVEN = 3
+"""Latent frames that are given where what follows them is scored."""
 
 
-def tell(network: PocketRefiner, latents: Tensor, level: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+def tell(network: PocketRefiner, latents: Tensor, free: Tensor, level: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """The fine channels that are told and the true ones, both [B, C - K, T, H, W] in units of `latent_std`.
 
-    latents: [B, C, T, H, W] of clips from their beginning. level: of noise in the coarse ones, [B, 1, 1, 1, 1].
+    latents: [B, C, T, H, W] of clips from their beginning. free: [B, T], 0 for given frames. level: of noise in the
+    coarse channels of the others, [B, 1, 1, 1, 1].
     """
-    num_coarse = network.config.coarse_channels
-    whole = latents / network.latent_std.view(1, -1, 1, 1, 1)
-    coarse = whole[:, :num_coarse] + level * torch.randn_like(whole[:, :num_coarse])
-    seen = torch.stack([network.look(coarse, k) for k in range(latents.shape[2])], dim=1)
+    num_coarse, spread = network.config.coarse_channels, network.latent_std.view(1, -1, 1, 1, 1)
+    noise = spread * torch.randn_like(latents)
+    noise[:, num_coarse:] = 0  # nobody looks there
+    noisy = latents + level * free[:, None, :, None, None] * noise
+    seen = torch.stack([network.look(noisy, free, k) for k in range(latents.shape[2])], dim=1)
     told = network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]).transpose(1, 2)
-    return told, whole[:, num_coarse:]
+    return told, (latents / spread)[:, num_coarse:]
 
 
 @torch.no_grad()
@@ -54,19 +61,34 @@ def score(network: PocketRefiner, held_out: Pool, pixels: Tensor, num_static: in
     """
     parts = {"detail": slice(0, num_static - network.config.coarse_channels)}
     parts["movement"] = slice(parts["detail"].stop, None)
-    squares = torch.zeros(len(parts), 2, 2)
+    which = {"": (0, WHOLE), " after given frames": (GIVEN, slice(GIVEN, GIVEN + 1))}
+    squares = torch.zeros(len(which), len(parts), 2, 2)
     for shard in (shard for shards in held_out.shards["clips"].values() for shard in shards):
-        told, true = tell(network, shard.latents.float().to(device))
-        unit, mask = pixels.view(1, -1, 1, 1, 1), shard.mask[:, None].float().to(device)
-        for row, values in enumerate((told - true, true)):
-            energy = (values * unit).square()
-            for n, part in enumerate(parts.values()):
-                squares[n, row] += torch.stack([energy[:, part].sum(), (energy[:, part] * mask).sum()]).cpu()
-    shares = 1 - squares[:, 0] / squares[:, 1].clamp(min=1e-9)
+        latents, mask = shard.latents.float().to(device), shard.mask[:, None].float().to(device)
+        for m, (num_given, frames) in enumerate(which.values()):
+            free = torch.ones(len(latents), latents.shape[2], device=device)
+            free[:, :num_given] = 0
+            told, true = tell(network, latents, free)
+            for row, values in enumerate((told - true, true)):
+                energy = (values * pixels.view(1, -1, 1, 1, 1)).square()[:, :, frames]
+                for n, part in enumerate(parts.values()):
+                    shown = energy[:, part].sum(), (energy[:, part] * mask[:, :, frames]).sum()
+                    squares[m, n, row] += torch.stack(shown).cpu()
+    shares = 1 - squares[:, :, 0] / squares[:, :, 1].clamp(min=1e-9)
+    whole = ("", " of the subject")
     return {
-        f"{name}{of}": round(float(shares[n, column]), 3)
-        for n, name in enumerate(parts) for column, of in enumerate(("", " of the subject"))
+        f"{name}{of}{where}": round(float(shares[m, n, column]), 3)
+        for m, where in enumerate(which) for n, name in enumerate(parts) for column, of in enumerate(whole)
     }  # fmt: skip
+
+
+def draw_free(rng: random.Random) -> list[float]:
+    """1 for each frame that was made, 0 for each given one."""
+    num_frames = WHOLE.stop
+    if rng.random() >= SOME_GIVEN:
+        return [1.0] * num_frames
+    given = rng.sample(range(num_frames), rng.randint(1, num_frames - 1))
+    return [0.0 if k in given else 1.0 for k in range(num_frames)]
 
 
 def save(network: PocketRefiner, folder: Path) -> None:
@@ -80,6 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--spent", type=float, default=0, help="minutes that are in restored weights already")
     parser.add_argument("--coarse", type=int, default=RefinerConfig.coarse_channels, help="channels given")
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_STEP)
     parser.add_argument("--device", default="cpu")
@@ -99,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         network.load_state_dict(load_file(restored))
     network.to(device)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=RATE, weight_decay=0.01)
-    step, seconds = 0, 0.0
+    step, seconds = 0, 60 * options.spent
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         network.load_state_dict(state["network"])
@@ -120,9 +143,11 @@ def main(arguments: list[str] | None = None) -> None:
         latents, mask, _ = pool.draw(rng, "clips", WHOLE, options.tokens)
         latents, mask = latents.to(device), mask[:, None].to(device)
         level = NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=device).square()
+        free = torch.tensor([draw_free(rng) for _ in latents], device=device)
         with autocast(device):
-            out, true = tell(network, latents, level)
-        loss = ((out - true).square() * weight * (1 + SUBJECT_WEIGHT * mask)).mean()
+            out, true = tell(network, latents, free, level)
+        counts = free[:, None, :, None, None]
+        loss = ((out - true).square() * weight * (1 + SUBJECT_WEIGHT * mask) * counts).mean() / counts.mean()
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 100) * max(0.02, 1 - spent / total)
         optimizer.zero_grad()

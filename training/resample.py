@@ -24,6 +24,7 @@ from soragen.diffusion.schedule import make_schedule
 from soragen.diffusion.solver import make_solver
 from soragen.models.family import Context
 from training.clips import read_shard
+from training.precision import autocast
 from training.sample import Model, bind_all, grid_of, load_model
 from training.world.captions import caption
 
@@ -44,13 +45,13 @@ def resample(model: Model, latents: Tensor, captions: list[str], first_step: int
         defaults.guidance_scale,
     )
     schedule = make_schedule(defaults.schedule, NUM_STEPS, defaults.shift, grid.num_tokens)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     level = schedule[first_step]
     mixed = level.alpha * latents + level.sigma * noise
     solver = make_solver(defaults.solver, schedule)
     for step in denoise(denoiser, mixed, schedule, solver, first_step=first_step, noise=noise):
         mixed = step.latents
-    return mixed
+    return model.transformer.refine(mixed, torch.ones(mixed.shape[2], dtype=torch.bool))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,9 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--model", default="pocket", help="a folder that training.export wrote, or a name")
     parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    model, folder = load_model(options.model, torch.device("cpu")), options.run / "sampled"
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    model, folder = load_model(options.model, torch.device(options.device)), options.run / "sampled"
     folder.mkdir(exist_ok=True)
     rng = random.Random(0)
     paths = sorted((options.run / "latents").glob("clips-*"))
@@ -73,9 +76,9 @@ def main(arguments: list[str] | None = None) -> None:
         captions = [caption(scenes[row], rng) for row in rows]
         if target.exists():
             continue
-        true = load_file(path)["latents"][rows].float()
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = resample(model, true, captions, first_step, number)
+        true = load_file(path)["latents"][rows].float().to(options.device)
+        with autocast(options.device):
+            latents = resample(model, true, captions, first_step, number).cpu()
         part = target.with_suffix(".part")
         kept = {name: tensors[name][rows].contiguous() for name in ("frames", "mask")}
         save_file(kept | {"latents": latents.bfloat16()}, part)

@@ -33,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soragen.families.pocket.transformer import PocketTransformer, Positions, TransformerConfig, lay_positions
 from training.clips import FPS, read_shard
+from training.muon import Muon
 from training.precision import autocast
 from training.text import Reader, embed, load_encoder
 from training.vae import load_vae
@@ -105,9 +106,9 @@ class Pool:
     def draw(self, rng: random.Random, kind: str, frames: slice, tokens: int) -> tuple[Tensor, Tensor, list[Scene]]:
         """A batch of one shape with about `tokens` tokens: latents [B, z, T, h, w], mask [B, T, h, w], scenes.
 
-        frames: which latent frames of a clip.
+        frames: which latent frames of a clip. Where there are no images, first frames of clips are.
         """
-        shapes = self.shards[kind]
+        shapes = self.shards[kind] or self.shards["clips"]
         shape = rng.choices(list(shapes), [len(shards) for shards in shapes.values()])[0]
         batch = max(1, tokens * 4 // (shape[0] * shape[1] * (frames.stop - frames.start)))
         picks = rng.choices(shapes[shape], [sum(shard.odds) for shard in shapes[shape]], k=batch)
@@ -226,7 +227,7 @@ def make_optimizers(network: PocketTransformer) -> list[torch.optim.Optimizer]:
     ids = {id(p) for p in matrices}
     others = [p for name, p in network.named_parameters() if id(p) not in ids and name != "latent_std"]
     return [
-        torch.optim.Muon(matrices, lr=3e-3, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=3e-3, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -267,6 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--spent", type=float, default=0, help="minutes that are in restored weights already")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--head-width", type=int, default=160)
@@ -301,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     average.load_state_dict(network.state_dict())
     optimizers = make_optimizers(network)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    step, seconds, seen = 0, 0.0, 0
+    step, seconds, seen = 0, 60 * options.spent, 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         network.load_state_dict(state["network"])

@@ -103,8 +103,11 @@ class ExpertTransformer(Transformer, Protocol):
 class RefiningTransformer(Transformer, Protocol):
     """A transformer that goes once more over what was denoised."""
 
-    def refine(self, latents: Tensor, made: Tensor) -> Tensor:
-        """Latents [1, C, T, H, W] of a whole timeline, refined where `made` [T] is True; the others stay."""
+    def refine(self, latents: Tensor, made: Tensor, num_cyclic: int = 0) -> Tensor:
+        """Latents [1, C, T, H, W] of a whole timeline, refined where `made` [T] is True; the others stay.
+
+        num_cyclic: so many latent frames after the first come again at the end, where alone they are shown.
+        """
         ...
 
 

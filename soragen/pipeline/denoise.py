@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from soragen.diffusion.condition import KnownFrames
@@ -69,16 +68,8 @@ def denoise_windows(
             latents[:, :, -cyclic:] = latents[:, :, 1 : 1 + cyclic]
             is_known[-cyclic:] = True
     if source is None and isinstance(transformer, RefiningTransformer):
-        return _refined(transformer, latents, is_made, cyclic)
+        return transformer.refine(latents, is_made, cyclic)
     return latents
-
-
-def _refined(transformer: RefiningTransformer, latents: Tensor, is_made: Tensor, num_cyclic: int) -> Tensor:
-    """What follows the last frame of a cyclic timeline is the one behind those that come again."""
-    if not num_cyclic:
-        return transformer.refine(latents, is_made)
-    following = latents[:, :, 1 + num_cyclic : 2 + num_cyclic]
-    return transformer.refine(torch.cat([latents, following], dim=2), F.pad(is_made, (0, 1)))[:, :, :-1]
 
 
 def _known_in(plan: Plan, window: Window, latents: Tensor, is_known: Tensor) -> KnownFrames | None:

@@ -14,7 +14,6 @@ from soragen.families.pocket import FAMILY
 from soragen.families.pocket.refiner import PocketRefiner, RefinerConfig
 from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig
 from soragen.models.family import RefiningTransformer
-from soragen.pipeline.denoise import _refined
 
 CPU = torch.device("cpu")
 COARSE, FINE = 3, 2
@@ -52,17 +51,31 @@ def test_a_frame_is_told_from_itself_and_its_neighbours(network: PocketRefiner) 
     assert torch.equal(network.refine(latents, made)[:, COARSE:], again)
 
 
+def test_beside_given_frames_their_fine_has_a_part_in_it(network: PocketRefiner) -> None:
+    latents = torch.randn(1, COARSE + FINE, 7, 4, 6)
+    made = torch.tensor([True, False, True, True, True, True, False])
+    refined = network.refine(latents, made)
+    for given, beside in ((1, [0, 2]), (6, [5])):
+        other = latents.clone()
+        other[:, COARSE:, given] += 1
+        again = network.refine(other, made)
+        assert [k for k in range(7) if made[k] and not torch.equal(refined[:, :, k], again[:, :, k])] == beside
+
+
 def test_the_ends_of_a_video_are_told_apart(network: PocketRefiner) -> None:
-    coarse = torch.randn(1, COARSE, 1, 4, 6).expand(-1, -1, 6, -1, -1)  # nothing changes but the place in the video
-    told = [network(network.look(coarse, k)) for k in range(6)]
+    same = torch.randn(1, COARSE + FINE, 1, 4, 6).expand(
+        -1, -1, 6, -1, -1
+    )  # nothing changes but the place in the video
+    told = [network(network.look(same, torch.ones(1, 6), k)) for k in range(6)]
     assert torch.equal(told[2], told[3]) and torch.equal(told[3], told[4])
     assert all(not torch.equal(told[k], told[2]) for k in (0, 1, 5)) and not torch.equal(told[0], told[1])
 
 
 def test_a_picture_is_told_as_the_first_frame_of_what_stands_still(network: PocketRefiner) -> None:
     """It was taught on clips alone: no frame there is the first and the last."""
-    coarse = torch.randn(1, COARSE, 1, 4, 6)
-    assert torch.equal(network.look(coarse, 0), network.look(coarse.expand(-1, -1, 7, -1, -1), 0))
+    picture = torch.randn(1, COARSE + FINE, 1, 4, 6)
+    still = picture.expand(-1, -1, 7, -1, -1)
+    assert torch.equal(network.look(picture, torch.ones(1, 1), 0), network.look(still, torch.ones(1, 7), 0))
 
 
 def test_it_answers_in_the_units_of_the_latents(network: PocketRefiner) -> None:
@@ -75,17 +88,18 @@ def test_it_answers_in_the_units_of_the_latents(network: PocketRefiner) -> None:
 
 
 def test_what_comes_again_goes_on_at_the_end(network: PocketRefiner) -> None:
-    """The frames that end a loop move towards the one that follows them when it begins anew."""
+    """The frames that end a loop move towards the one behind those they repeat, and it begins as it ends."""
     transformer = PocketTransformer(TransformerConfig(latent_channels=COARSE + FINE, width=32, num_layers=1))
     transformer.refiner = network
     made = torch.ones(6, dtype=torch.bool)
     latents = torch.randn(1, COARSE + FINE, 6, 4, 4)
     latents[:, :, -1] = latents[:, :, 1]
-    refined = _refined(transformer, latents, made, num_cyclic=1)
+    refined = transformer.refine(latents, made, num_cyclic=1)
     assert refined.shape == latents.shape
-    on = torch.cat([latents, latents[:, :, 2:3]], dim=2)
-    assert torch.equal(refined, network.refine(on, torch.ones(7, dtype=torch.bool))[:, :, :-1])
-    assert torch.equal(_refined(transformer, latents, made, num_cyclic=0), network.refine(latents, made))
+    on = network.refine(torch.cat([latents, latents[:, :, 2:3]], dim=2), torch.ones(7, dtype=torch.bool))
+    assert torch.equal(refined[:, :, 2:], on[:, :, 2:-1])
+    assert torch.equal(refined[:, :, :2], refined[:, :, -2:])
+    assert torch.equal(transformer.refine(latents, made), network.refine(latents, made))
 
 
 def write(network: PocketRefiner, folder: Path) -> None:

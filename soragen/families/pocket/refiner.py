@@ -4,7 +4,8 @@ The first channels of a latent frame say in coarse lines what is seen, the next 
 four frames differ from their mean. The transformer draws all of them from noise, and where it is not sure it draws
 speckle, and movement that does not lead to the next frame. But most of the fine follows from the coarse: an outline
 from the lines beside it, a movement from where a thing was and will be. So once all is denoised a small convolutional
-network, taught on renders by `training/refiner.py`, tells it anew for the frames that were made.
+network, taught on renders by `training/refiner.py`, tells it anew for the frames that were made. Beside a frame that
+was given it sees the fine of that one as well, so that texture and movement go on from there.
 
 Letters: B batch, T latent frames, H, W latents; C channels, of which the first K are coarse.
 """
@@ -44,26 +45,32 @@ class PocketRefiner(nn.Module):
         super().__init__()
         self.config = c = config
         self.latent_std = nn.Parameter(torch.ones(c.latent_channels))
-        self.conv_in = nn.Conv2d(3 * c.coarse_channels + 3, c.width, 3, padding=1)
+        num_fine = c.latent_channels - c.coarse_channels
+        self.conv_in = nn.Conv2d(3 * c.coarse_channels + 3 + 2 * num_fine + 2, c.width, 3, padding=1)
         self.blocks = nn.Sequential(*(NormedBlock(c.width) for _ in range(c.num_blocks)))
-        self.conv_out = nn.Conv2d(c.width, c.latent_channels - c.coarse_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(c.width, num_fine, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
-    def look(self, coarse: Tensor, k: int) -> Tensor:
-        """What is seen for latent frame `k` of a video: [B, 3K + 3, H, W] of its coarse channels [B, K, T, H, W].
+    def look(self, latents: Tensor, free: Tensor, k: int) -> Tensor:
+        """What is seen for latent frame `k` of a video: [B, 3K + 3 + 2F + 2, H, W], of latents [B, C, T, H, W].
 
-        It; the frames before and after, as what they are more; and whether it is the first, which holds a single frame,
-        follows that one, or is the last of several.
+        Its coarse channels; those of the frames before and after, as what they are more; whether it is the first, which
+        holds a single frame, follows that one, or is the last of several. Then the F fine channels of the frames before
+        and after, and whether they are known: zeros where they are not. free [B, T]: 0 for a given frame.
         """
-        last = coarse.shape[2] - 1
-        now, before, after = (coarse[:, :, n] for n in (k, max(k - 1, 0), min(k + 1, last)))
+        num_coarse, last = self.config.coarse_channels, latents.shape[2] - 1
+        beside, spread = (max(k - 1, 0), min(k + 1, last)), self.latent_std.view(1, -1, 1, 1).to(latents)
+        frames = [latents[:, :, n] / spread for n in (k, *beside)]
+        now, before, after = (frame[:, :num_coarse] for frame in frames)
         edge = torch.ones_like(now[:, :1])
         edges = [edge * (k == 0), edge * (k == 1), edge * (0 < k == last)]  # a picture is a first frame that stays
-        return torch.cat([now, before - now, after - now, *edges], dim=1)
+        known = [(n != k) * (1 - free[:, n]).to(now).view(-1, 1, 1, 1) * edge for n in beside]
+        fine = [frame[:, num_coarse:] * share for frame, share in zip(frames[1:], known, strict=True)]
+        return torch.cat([now, before - now, after - now, *edges, *fine, *known], dim=1)
 
     def forward(self, seen: Tensor) -> Tensor:
-        """Fine channels [B, C - K, H, W], of what `look` has seen; both in units of `latent_std`."""
+        """Fine channels [B, F, H, W] in units of `latent_std`, as `look` sees all, of what it has seen."""
         x = self.conv_in(seen.to(self.conv_in.weight.dtype, memory_format=torch.channels_last))
         told: Tensor = self.conv_out(F.silu(self.blocks(x)))
         return told.float()
@@ -74,11 +81,9 @@ class PocketRefiner(nn.Module):
 
         Memory beside the copy is that of a latent frame.
         """
-        spread = self.latent_std.view(1, -1, 1, 1, 1).to(latents)
-        num_coarse = self.config.coarse_channels
-        coarse, refined = latents[:, :num_coarse] / spread[:, :num_coarse], latents.clone()
+        num_coarse, free, refined = self.config.coarse_channels, made.to(latents)[None], latents.clone()
+        spread = self.latent_std[num_coarse:].view(1, -1, 1, 1).to(latents)
         for k in range(latents.shape[2]):
             if made[k]:
-                told = self(self.look(coarse, k))
-                refined[:, num_coarse:, k] = STRENGTH * told * spread[:, num_coarse:, 0]
+                refined[:, num_coarse:, k] = STRENGTH * self(self.look(latents, free, k)) * spread
         return refined

@@ -316,11 +316,20 @@ class PocketTransformer(nn.Module):
             x = x + self.head(noisy, x, condition)
         return skip * latents + gain * x.float()
 
-    def refine(self, latents: Tensor, made: Tensor) -> Tensor:
+    def refine(self, latents: Tensor, made: Tensor, num_cyclic: int = 0) -> Tensor:
         """See `soragen.models.family.RefiningTransformer`. Where the checkpoint has no such network, all stays."""
         if self.refiner is None:
             return latents
-        return self.refiner.refine(latents.to(self.latent_std.device), made).to(latents)
+        here = latents.to(self.latent_std.device)
+        if not num_cyclic:
+            return self.refiner.refine(here, made).to(latents)
+        # Behind the last frame come those that are behind the frames it repeats. What it repeats is then put in their
+        # place, and what comes before that in the place of the first frame, which is not shown: so the VAE, which sees
+        # frames before, begins with the ones it will have seen where the video ends.
+        following = slice(1 + num_cyclic, 2 + num_cyclic)
+        goes_on = torch.cat([here, here[:, :, following]], dim=2)
+        refined = self.refiner.refine(goes_on, torch.cat([made, made[following]]))[:, :, :-1].to(latents)
+        return torch.cat([refined[:, :, -1 - num_cyclic :], refined[:, :, 1 + num_cyclic :]], dim=2)
 
     @torch.inference_mode()
     def bind(self, context: Context, grid: Grid) -> Denoiser:
