@@ -40,8 +40,10 @@ ARRIVING = 8
 """Frames over which a step is spread that is larger than those before it, where made frames arrive at a source's."""
 ARRIVING_SIDE = 64
 """At which what is seen is looked for over that step: twice as far away as from frame to frame."""
-WORKING = 9
+WORKING = 6
 """Frames of floats that are there at most while one is joined."""
+FLOW_BYTES = 4_000_000
+"""Of the errors of blocks that are looked for, in small frames of any size."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,16 @@ class Trail:
         step = flow(frame, self.before)
         self.along = step if self.along is None else follow(step, self.along)
         self.before = frame
-        decoded, source = moved(self.join.decoded, self.along), moved(self.join.source, self.along)
-        change = (frame - decoded).permute(2, 0, 1)[None]  #             [1, 3, H, W]
+        decoded = moved(self.join.decoded, self.along)
+        more = moved(self.join.source, self.along).sub_(decoded)
+        change = torch.sub(frame, decoded, out=decoded)
         height, width = frame.shape[:2]
-        blocks = F.adaptive_avg_pool2d(change, (math.ceil(height / BLOCK), math.ceil(width / BLOCK)))
+        size = math.ceil(height / BLOCK), math.ceil(width / BLOCK)
+        blocks = F.adaptive_avg_pool2d(change.permute(2, 0, 1)[None], size)
         blocks = F.max_pool2d(blocks.abs().amax(dim=1, keepdim=True), 3, 1, 1)
-        same = torch.exp(-((blocks / SAME) ** 2))
-        weight = share * F.interpolate(same, (height, width), mode="bilinear")[0, 0, :, :, None]
-        return (frame + weight * (source - decoded - PREDICTED * share * (frame - decoded))).clamp(0, 1)
+        same = F.interpolate(torch.exp(-((blocks / SAME) ** 2)), (height, width), mode="bilinear")
+        more.sub_(change, alpha=PREDICTED * share).mul_(share * same[0, 0, :, :, None])
+        return more.add_(frame).clamp_(0, 1)
 
 
 def arrive(frames: Sequence[Tensor], source: Tensor) -> Iterator[Tensor]:
@@ -91,8 +95,8 @@ def arrive(frames: Sequence[Tensor], source: Tensor) -> Iterator[Tensor]:
         if not (part := share * i / max(1, len(frames) - 1)):
             yield to_float(frame)
             continue
-        change = moved(source, (part - 1) * along) - moved(last, part * along)
-        yield (moved(to_float(frame), part * along) + part * change).clamp(0, 1)
+        change = moved(source, (part - 1) * along).sub_(moved(last, part * along))
+        yield change.mul_(part).add_(moved(to_float(frame), part * along)).clamp_(0, 1)
 
 
 def fade(distance: int, length: int) -> float:
@@ -120,7 +124,7 @@ def held_bytes(timeline: Timeline, size: VideoSize) -> int:
         before, after = neighbours(timeline, piece)
         if num_joins := (before is not None) + (after is not None):
             waiting = 0 if after is None else min(piece.count, num_held(float(size.fps)))
-            most = max(most, frame * (4 * (2 * num_joins + WORKING) + waiting))
+            most = max(most, frame * (4 * (2 * num_joins + WORKING) + waiting) + FLOW_BYTES)
     return most
 
 
