@@ -1,8 +1,8 @@
 """Where what is seen in a frame was in another: by matching blocks, coarse and cheap.
 
-Frames are compared small, so the cost does not grow with them. Each block is looked for in the other frame within five
-pixels of the small ones; a parabola through the error beside the best place gives parts of a pixel. A block without
-texture could be anywhere, so that a small cost keeps it where it is.
+Frames are on the CPU, and compared small, so that the cost does not grow with them. Each block is looked for in the
+other frame within five pixels of the small ones; a parabola through the error beside the best place gives parts of a
+pixel. A block without texture could be anywhere, so that a small cost keeps it where it is.
 
 A flow is [1, 2, h, w]: for each block of a frame, how far to the right and down it lies in the other frame, where the
 frame is 2 wide and 2 high (the units of `torch.nn.functional.grid_sample`).
