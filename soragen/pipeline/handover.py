@@ -22,7 +22,7 @@ from torch import Tensor
 
 from soragen.pipeline.timeline import Given, Piece, Timeline
 from soragen.size import VideoSize
-from soragen.video.flow import flow, follow, moved
+from soragen.video.flow import calm, flow, follow, moved
 from soragen.video.motion import difference
 from soragen.video.write import to_uint8
 
@@ -90,7 +90,7 @@ def arrive(frames: Sequence[Tensor], source: Tensor) -> Iterator[Tensor]:
         usual = statistics.mean(difference(a, b) for a, b in itertools.pairwise(frames))
         size = float((source - last).abs().mean())
         share = max(0.0, size - usual) / max(size, 1e-6)
-    along = flow(source, last, ARRIVING_SIDE)
+    along = calm(flow(source, last, ARRIVING_SIDE))
     for i, frame in enumerate(frames):
         if not (part := share * i / max(1, len(frames) - 1)):
             yield to_float(frame)

@@ -59,6 +59,16 @@ def follow(first: Tensor, then: Tensor) -> Tensor:
     return first + F.grid_sample(then, _places(first), padding_mode="border", align_corners=False)
 
 
+def calm(along: Tensor) -> Tensor:
+    """A flow whose blocks go with those around them: the median of three by three, and of those the mean.
+
+    Blocks that found something else than what they were, and pull it into threads, are outvoted.
+    """
+    around = F.unfold(F.pad(along, (1, 1, 1, 1), mode="replicate").transpose(0, 1), 3)  # [2, 9, h * w]
+    outvoted = around.median(dim=1).values.view_as(along)
+    return F.avg_pool2d(F.pad(outvoted, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
 def moved(frame: Tensor, along: Tensor) -> Tensor:
     """[H, W, 3] as `frame` is seen where `along`, a flow to it, finds it."""
     size = frame.shape[:2]

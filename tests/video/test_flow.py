@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soragen.video.flow import flow, follow, moved
+from soragen.video.flow import calm, flow, follow, moved
 
 
 @pytest.fixture
@@ -48,6 +48,13 @@ def test_flows_add_up(picture: Tensor) -> None:
     along = functools.reduce(lambda along, step: follow(step, along), steps, first)
     left = (moved(frames[0], along) - frames[3])[12:-12, 12:-12].abs().mean()
     assert left < 0.2 * (frames[0] - frames[3])[12:-12, 12:-12].abs().mean()
+
+
+def test_a_block_that_found_something_else_is_outvoted() -> None:
+    along = torch.tensor([0.1, -0.2]).view(1, 2, 1, 1).repeat(1, 1, 6, 9)
+    wrong = along.clone()
+    wrong[:, :, 3, 4] = 0.5
+    torch.testing.assert_close(calm(wrong), along)
 
 
 def test_large_and_tiny_frames() -> None:
