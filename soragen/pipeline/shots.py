@@ -137,6 +137,7 @@ def share(plans: Sequence[Plan]) -> run.Networks:
     """The networks of all shots, to be loaded once; for each shot anew where memory has no room for all of them."""
     plan = strictest(plans, "transformer")
     largest = max(each.peak_bytes[stage] for each in plans for stage in each.peak_bytes if stage != "text")
+    # Whatever stage needs most, all that stays is beside it; its own weights count twice, to be on the safe side.
     all_weights = plan.weight_bytes["transformer"] + plan.weight_bytes["vae"] + plan.read_vae_bytes
     if largest + plan.peak_bytes["encode"] + all_weights > memory_budget(plan.machine.device).available:
         return run.ALONE
