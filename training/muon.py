@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.precision import autocast
 
@@ -52,3 +52,16 @@ class Muon(torch.optim.Muon):
                 for p, update in zip(params, turned, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
         return loss
+
+
+def make_optimizers(network: nn.Module, parts: tuple[str, ...]) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside these parts of a network that tells attributes, AdamW for the rest.
+
+    By it the judge learnt in 200 steps what took AdamW alone 450 (training/LOG.md).
+    """
+    hidden = [p for part in parts for p in network.get_submodule(part).parameters() if p.dim() == 2]
+    others = [p for p in network.parameters() if p.requires_grad and all(p is not each for each in hidden)]
+    return [
+        Muon(hidden, lr=1e-2, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=2e-3, weight_decay=0.05),
+    ]

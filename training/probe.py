@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from soragen.families.pocket.judge import Conv
+from training.muon import make_optimizers
 from training.precision import autocast
 from training.vae import load_vae
 from training.views import FRAMES, SIDE, THROUGH_VAE, Views, disturb, prepare, render_extra
@@ -43,7 +45,7 @@ class Probe(nn.Module):
         layers: list[nn.Module] = []
         before = 11  # three frames of three colours, and the place
         for after, stride in ((w, 2), (2 * w, 2), (2 * w, 1), (4 * w, 2), (4 * w, 1)):
-            layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.ReLU(True)]
+            layers += [Conv(before, after, stride), nn.GroupNorm(8, after), nn.ReLU(True)]
             before = after
         self.trunk = nn.Sequential(*layers, nn.Conv2d(4 * w, w, 1), nn.ReLU(True), nn.Flatten())  # [B*T, w*8*8]
         self.look = nn.Sequential(nn.Linear(w * (SIDE // 8) ** 2, 8 * w), nn.ReLU(True))
@@ -109,12 +111,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     torch.manual_seed(0)
     probe = Probe().to(device)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.05)
+    optimizers = make_optimizers(probe, ("trunk", "look", "watch"))
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     step, seconds = 0, 0.0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         probe.load_state_dict(state["probe"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
         step, seconds = state["step"], state["seconds"]
     began = saved = time.time()
     total = options.minutes * 60
@@ -122,8 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     while share < 1:
         rng = random.Random(step)
         torch.manual_seed(step)
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        rate = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
         loss = torch.zeros((), device=device)
         for views, count in ((clips, CLIPS_PER_STEP), (images, IMAGES_PER_STEP)):
             if views.scenes:
@@ -134,10 +137,13 @@ def main(arguments: list[str] | None = None) -> None:
                 for i, name in enumerate(ATTRIBUTES):
                     if name in told:
                         loss = loss + F.cross_entropy(told[name].float(), truth[:, i], label_smoothing=0.05)
-        optimizer.zero_grad()
+        for optimizer, base in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = base * rate
+            optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(probe.parameters(), 5.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         spent = seconds + time.time() - began
         share = min(1.0, spent / total)
@@ -146,8 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
         if time.time() - saved > 120 or share >= 1:
             saved = time.time()
             part = state_path.with_suffix(".part")
-            torch.save({"probe": probe.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                        "seconds": spent}, part)  # fmt: skip
+            torch.save({"probe": probe.state_dict(), "optimizers": [each.state_dict() for each in optimizers],
+                        "step": step, "seconds": spent}, part)  # fmt: skip
             part.rename(state_path)
             save_file({n: p.detach().cpu().contiguous() for n, p in probe.state_dict().items()},
                       folder / "model.safetensors")  # fmt: skip

@@ -37,6 +37,8 @@ READ_DTYPE = torch.float32
 step after (docs/precision.md)."""
 TURNS = {"transformer_2": "transformer"}
 """Of those, the ones that are never in memory together with that part."""
+BESIDE = {"refiner": "transformer", "judge": "transformer"}
+"""Small networks that only some checkpoints have, and the part that they are in memory with."""
 FIXED_BYTES = 375_000_000
 """Python, torch and its buffers, before any weights: measured, as are those of ffmpeg, on two cores."""
 FFMPEG_BYTES, FFMPEG_BYTES_PER_PIXEL = 50_000_000, 170
@@ -239,6 +241,9 @@ def weigh(folder: Path, machine: Machine, quantize: str | None = None) -> dict[s
         is_quantized = quantize is not None and counts_as in STREAMED
         size = _quantized_bytes(folder / part, width) if is_quantized else width * _num_weights(folder / part)
         found[counts_as] = max(found[counts_as], size)
+    for part, beside in BESIDE.items():
+        if has(folder, part):
+            found[beside] += getattr(machine, beside).itemsize * _num_weights(folder / part)
     return found
 
 
