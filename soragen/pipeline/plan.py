@@ -79,7 +79,7 @@ class Plan(Footprint):
     @property
     def num_judged_steps(self) -> int:
         """The denoising steps that every candidate takes; 0 where there is one."""
-        return max(1, round(JUDGED * self.num_steps)) if self.num_candidates > 1 else 0
+        return num_judged(self.num_steps) if self.num_candidates > 1 else 0
 
     @property
     def num_steps_in_all(self) -> int:
@@ -230,6 +230,11 @@ class Plan(Footprint):
             "second_pass": None if self.first is None else second_pass.facts(self),
             "notes": self.notes(),
         }
+
+
+def num_judged(num_steps: int) -> int:
+    """After how many of `num_steps` candidates are judged."""
+    return max(1, round(JUDGED * num_steps))
 
 
 def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None) -> Plan:

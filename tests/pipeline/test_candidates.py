@@ -24,6 +24,7 @@ from soragen.pipeline.resolve import resolve
 from soragen.request import Request
 from soragen.video.recipe import read_recipe
 from tests.pipeline.conftest import write_network
+from training import sample
 
 Ask = Callable[..., Request]
 Make = Callable[..., run.Result]
@@ -146,3 +147,15 @@ def test_seeds_of_candidates_begin_with_the_own_one_and_follow_from_it() -> None
     seeds = candidate_seeds(7, 5)
     assert seeds[0] == 7 and len(set(seeds)) == 5 and candidate_seeds(7, 3) == seeds[:3]
     assert not set(seeds) & set(candidate_seeds(8, 5))
+
+
+def test_scores_are_of_the_candidates_that_users_get(
+    ask: Ask, judged: str, latents_of: Callable[[Request], Tensor]
+) -> None:
+    prompts, seeds = ["a red ball", "a blue boat at night"], [1, 5]
+    chosen = sample.choose(sample.load_model(judged, torch.device("cpu")), prompts, seeds, 3, 3)
+    assert [seed in candidate_seeds(own, 3) for seed, own in zip(chosen, seeds, strict=True)] == [True, True]
+    for prompt, seed, best in zip(prompts, seeds, chosen, strict=True):
+        size = {"model": judged, "frames": 25, "steps": 3}
+        made = latents_of(ask(prompt, seed=seed, candidates=3, **size))
+        assert torch.equal(made, latents_of(ask(prompt, seed=best, candidates=1, **size)))
