@@ -170,8 +170,6 @@ def settings(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"shift {defaults.shift:g}"
     yield f"noise levels `{defaults.schedule}`"
     yield f"solver {defaults.solver}"
-    if defaults.num_candidates > 1:
-        yield f"the best of {defaults.num_candidates} candidates"
 
 
 def takes(checkpoint: Checkpoint) -> Iterator[str]:

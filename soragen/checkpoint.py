@@ -114,7 +114,6 @@ class Defaults:
 
     shifts: for checkpoints whose shift depends on the size; the one nearest in area holds, and `shift` where there are
     none. low_noise_guidance_scale: of the second transformer of two, 0 where it is `guidance_scale`.
-    num_candidates: more than 1 only for checkpoints that can tell which candidate is best.
     timesteps: of a distilled checkpoint whose schedule is "listed", as many as its steps.
     second_pass: timesteps of the steps over upsampled latents, for checkpoints that have a latent upsampler.
     """
@@ -129,7 +128,6 @@ class Defaults:
     negative_prompt: str
     shifts: tuple[ShiftAt, ...] = ()
     low_noise_guidance_scale: float = 0.0
-    num_candidates: int = 1
     timesteps: tuple[float, ...] = ()
     second_pass: tuple[float, ...] = ()
 

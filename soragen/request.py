@@ -131,7 +131,6 @@ class Request:
     loras: what is added to the weights of the transformer.
     quantize: one of `QUANTIZED`, for the blocks of the transformer and of the text encoder; None is as they are stored.
     attention: one of `ATTENTIONS`.
-    num_candidates: how many videos are begun where a prompt is all there is; the one goes on that shows it best.
     direct: the whole size and duration are rendered at once, whatever the checkpoint was trained on.
     """
 
@@ -150,7 +149,6 @@ class Request:
     direct: bool = False
     quantize: str | None = None
     attention: str = "sdpa"
-    num_candidates: int = 1
 
     @property
     def is_guided(self) -> bool:
@@ -174,7 +172,6 @@ class Request:
             **({"low_noise_guidance_scale": low} if low != self.guidance_scale else {}),
             "shift": self.shift,
             "solver": self.solver,
-            **({"num_candidates": self.num_candidates} if self.num_candidates != 1 else {}),
             "checkpoint": self.checkpoint,
             **({"edit": self.edit.to_dict()} if self.edit is not None else {}),
             **({"loras": [lora.to_dict() for lora in self.loras]} if self.loras else {}),
@@ -209,5 +206,4 @@ class Request:
             direct=values.get("direct") is True,
             quantize=quantize,
             attention=attention,
-            num_candidates=int(values.get("num_candidates", 1)),
         )

@@ -6,7 +6,7 @@
 Prints a table of how often each attribute is right: of generated clips, of renders of the same captions (what the probe
 can see at best) and of the generated clips against the captions of the others (what guessing gets). RUN/scores holds
 the same as JSON with the answer for every clip, and a sheet of the first clips with what is wrong with each. Clip i is
-made with seed i, at the native size, and the best of as many candidates as users get.
+made with seed i, at the native size.
 
 With `--continue` every clip goes on from the first five frames of a held-out render; those frames must come back.
 """
@@ -29,7 +29,7 @@ from soragen.diffusion.grid import Grid
 from soragen.models.device import pick_device
 from training.probe import answers, load_probe
 from training.prompts import HELD_OUT, Prompt, read_prompts
-from training.sample import Model, choose, continue_renders, decode, generate, load_model, render_one
+from training.sample import Model, continue_renders, decode, generate, load_model, render_one
 from training.views import FRAMES, STRIDE, shrink, view
 from training.world.__main__ import sheet
 from training.world.scene import ATTRIBUTES, Scene
@@ -117,13 +117,7 @@ def strip(clip: Tensor, text: str) -> Image.Image:
 
 
 def make_views(
-    model: Model,
-    prompts: list[Prompt],
-    scenes: list[Scene],
-    num_steps: int,
-    num_candidates: int,
-    batch: int,
-    continuing: bool,
+    model: Model, prompts: list[Prompt], scenes: list[Scene], num_steps: int, batch: int, continuing: bool
 ) -> tuple[Tensor, list[float]]:
     """What the probe sees of the generated clips, uint8 [n, 7, 3, 64, 64], and decibels of frames that were given."""
     views, decibels, began = [], [], time.time()
@@ -134,8 +128,7 @@ def make_views(
             frames, kept = continue_renders(model, captions, scenes[start:stop], seeds, num_steps)
             decibels += kept
         else:
-            chosen = choose(model, captions, seeds, num_steps, num_candidates)
-            frames = decode(model.vae, generate(model, captions, chosen, num_steps))
+            frames = decode(model.vae, generate(model, captions, seeds, num_steps))
         views.append(view(frames))
         print(f"{stop}/{len(prompts)} {(time.time() - began) / stop:.2f} s a clip", flush=True)
     return torch.cat(views), decibels
@@ -148,9 +141,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=Path, default=HELD_OUT)
     parser.add_argument("--count", type=int, help="the first so many prompts")
     parser.add_argument("--steps", type=int, help="the model's default unless given")
-    parser.add_argument(
-        "--candidates", type=int, help="of which each clip is the best; the model's default unless said"
-    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--continue", action="store_true", dest="continuing")
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
@@ -168,13 +158,9 @@ def main(arguments: list[str] | None = None) -> None:
     scenes = [prompt.scene(random.Random(prompt.caption)) for prompt in prompts]
     model, probe = load_model(options.model, device), load_probe(options.run, options.device)
     num_steps = options.steps or model.checkpoint.defaults.num_steps
-    can_choose = model.transformer.judge is not None and not options.continuing
-    num_candidates = (options.candidates or model.checkpoint.defaults.num_candidates) if can_choose else 1
 
     folder, kind = options.run / "scores", "continued" if options.continuing else "generated"
-    views, decibels = make_views(
-        model, prompts, scenes, num_steps, num_candidates, options.batch, options.continuing
-    )  # fmt: skip
+    views, decibels = make_views(model, prompts, scenes, num_steps, options.batch, options.continuing)
     seen, asked = answers(probe, views), asked_of(prompts)
     real = answers(probe, real_views(scenes, model.grid, folder / "real"))
     table = {
@@ -190,13 +176,11 @@ def main(arguments: list[str] | None = None) -> None:
     shown = [[values[i] for values, i in zip(ATTRIBUTES.values(), row, strict=True)] for row in seen.tolist()]
     report = {
         "model": model.checkpoint.name, "sha256": model.checkpoint.digest, "prompts": options.prompts.name,
-        "num_steps": num_steps, "num_candidates": num_candidates, "count": len(prompts),
-        "table": table, "decibels": decibels,
+        "num_steps": num_steps, "count": len(prompts), "table": table, "decibels": decibels,
         "clips": [{"caption": p.caption, "asked": p.attributes, "seen": dict(zip(ATTRIBUTES, row, strict=True))}
                   for p, row in zip(prompts, shown, strict=True)],
     }  # fmt: skip
-    how = f"{num_steps}steps-of{num_candidates}"
-    name = f"{kind}-{options.prompts.stem}-{len(prompts)}-{how}-{model.checkpoint.digest[:8]}"
+    name = f"{kind}-{options.prompts.stem}-{len(prompts)}-{num_steps}steps-{model.checkpoint.digest[:8]}"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     rows = [strip(clip, verdict(row, prompt)) for clip, row, prompt in zip(views, shown, prompts, strict=True)]

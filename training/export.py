@@ -29,10 +29,9 @@ PARTS = [
     ("vae", "vae", "diffusion_pytorch_model.safetensors"),
     ("upscaler", "upscaler", "diffusion_pytorch_model.safetensors"),
     ("refiner", "refiner", "diffusion_pytorch_model.safetensors"),
-    ("judge", "judge", "diffusion_pytorch_model.safetensors"),
 ]
 """A folder of the run, the component it becomes, and the name of its file there."""
-OPTIONAL = {"upscaler": "PocketUpscaler", "refiner": "PocketRefiner", "judge": "PocketJudge"}
+OPTIONAL = {"upscaler": "PocketUpscaler", "refiner": "PocketRefiner"}
 """A checkpoint is whole without these."""
 
 

@@ -1,21 +1,19 @@
-"""Trains the judge of clips (soragen/families/pocket/judge.py): which attributes do latents show, and a sentence name?
+"""Trains the judge: which attributes does a clip show, told from the coarse channels of its latents?
 
-    python -m training.judge RUN --minutes 15
+    python -m training.judge RUN --minutes 25
 
-The probe (training/probe.py) scores what pixels show. This one looks at latents, noisy, blurred and faint at random,
-since that is how clean estimates look on the way; it chooses among clips that have begun, and teaches training.tune.
-The two share neither weights nor what they see, so what the judge is fooled by need not fool the probe. Goes on from
-RUN/judge/state.pt where it was stopped, and prints its accuracy on RUN/held_out_latents.
+The probe (training/probe.py) scores what pixels show; the judge teaches (training/tune.py). It looks at latents, so
+that no decoder lies between it and the transformer, and sees them noisy, blurred and faint at random, since that is how
+clean estimates look on the way. The two share neither weights nor what they see: what the judge is fooled by need not
+fool the probe. Goes on from RUN/judge/state.pt where it was stopped, and prints its accuracy on RUN/held_out_latents.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,28 +21,64 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from soragen.families.pocket.judge import JudgeConfig, PocketJudge
-from soragen.models.config import read_config
-from training.muon import make_optimizers
-from training.text import disturb as disturb_text
-from training.text import embed, labels, load_encoder, other_words
+from training.muon import Conv, make_optimizers
+from training.text import labels
 from training.transformer import CLIP_LATENT_FRAMES, Pool
 from training.vae import load_vae
-from training.world.captions import caption
-from training.world.scene import ATTRIBUTES, Scene, sample_scene
+from training.world.scene import ATTRIBUTES
 
 MOVING = ("motion", "camera")
-NAMES = (*(name for name in ATTRIBUTES if name not in MOVING), *MOVING)
-"""The attributes in the judge's order."""
-ORDER = [list(ATTRIBUTES).index(name) for name in NAMES]
-CLIPS_PER_STEP, CAPTIONS_PER_STEP = 32, 32
+COARSE, SIDE, CELLS = 16, 16, 8
+"""Channels that are seen (those that the refiner tells the others from), latents on a side, and to how many those are
+reduced before they are looked at as a whole."""
+WIDTH = 32
+CLIPS_PER_STEP = 32
 WHOLE = 0.6
 """Share of the steps that see whole clips; the others see a part of them."""
 
 
-def truth_of(scenes: list[Scene]) -> Tensor:
-    """Index of each attribute's value [n, 6], in the judge's order."""
-    return labels(scenes)[:, ORDER]
+class Judge(nn.Module):
+    """Convolutions over each latent frame beside its neighbours in time, then convolutions over time.
+
+    Letters: B batch, T latent frames, C channels, of which K are coarse.
+    """
+
+    def __init__(self, latent_channels: int, width: int = WIDTH) -> None:
+        super().__init__()
+        w, layers = width, list[nn.Module]()
+        before = 3 * COARSE + 2  # three frames, and the place
+        for after, stride in ((w, 1), (2 * w, 2), (2 * w, 1), (4 * w, 1), (4 * w, 1)):
+            layers += [Conv(before, after, stride), nn.GroupNorm(8, after), nn.ReLU()]
+            before = after
+        self.latent_std = nn.Parameter(torch.ones(latent_channels), requires_grad=False)
+        self.trunk = nn.Sequential(*layers, nn.Conv2d(4 * w, w, 1), nn.ReLU(), nn.Flatten())
+        self.look = nn.Sequential(nn.Linear(w * CELLS**2, 8 * w), nn.ReLU(), nn.Dropout(0.1))
+        self.watch = nn.Sequential(
+            nn.Conv1d(8 * w, 8 * w, 3, padding=1), nn.ReLU(), nn.Conv1d(8 * w, 8 * w, 3, padding=1), nn.ReLU()
+        )
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(16 * w if name in MOVING else 8 * w, len(values)) for name, values in ATTRIBUTES.items()}
+        )
+
+    def coarse(self, latents: Tensor) -> Tensor:
+        """What is seen of latents [B, C, T, h, w]: [B, T, K, 16, 16] of unit spread, of whatever aspect they were."""
+        frames = (latents[:, :COARSE] / self.latent_std[:COARSE].view(1, -1, 1, 1, 1)).transpose(1, 2)
+        if frames.shape[-2:] == (SIDE, SIDE):
+            return frames
+        flat = F.interpolate(frames.flatten(0, 1), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        return flat.unflatten(0, frames.shape[:2])
+
+    def forward(self, clips: Tensor) -> list[Tensor]:
+        """Logits of every attribute, each [B, values], for clips [B, T, K, 16, 16]."""
+        batch, num_frames = clips.shape[:2]
+        before, after = torch.cat([clips[:, :1], clips[:, :-1]], 1), torch.cat([clips[:, 1:], clips[:, -1:]], 1)
+        row = torch.linspace(-1, 1, SIDE).to(clips)
+        place = torch.stack(torch.meshgrid(row, row, indexing="ij")).expand(batch, num_frames, -1, -1, -1)
+        seen = torch.cat([clips, before - clips, after - clips, place], dim=2).flatten(0, 1)
+        seen = self.look(self.trunk(seen.to(memory_format=torch.channels_last))).unflatten(0, (batch, num_frames))
+        watched = self.watch(seen.transpose(1, 2))  #                    [B, 8w, T]
+        whole = torch.cat([watched.mean(dim=2), watched.amax(dim=2)], dim=1)
+        return [head(whole) if name in MOVING else head(seen).mean(dim=1) for name, head in self.heads.items()]
 
 
 def disturb(clips: Tensor) -> Tensor:
@@ -64,34 +98,32 @@ def disturb(clips: Tensor) -> Tensor:
     return out + some(0.6, 2.0) * torch.randn_like(out) + some(0.6, 2.0) * wide
 
 
-def load_judge(run: Path) -> PocketJudge:
+def load_judge(run: Path) -> Judge:
     """What this script made, frozen."""
-    judge = PocketJudge(read_config(run / "judge", JudgeConfig))
-    judge.load_state_dict(load_file(run / "judge" / "model.safetensors"))
+    tensors = load_file(run / "judge" / "model.safetensors")
+    judge = Judge(len(tensors["latent_std"]), tensors["trunk.0.weight"].shape[0])
+    judge.load_state_dict(tensors)
     return judge.eval().requires_grad_(False)
 
 
-def loss_of(told: list[Tensor], truth: Tensor, smoothing: float = 0.0) -> Tensor:
-    losses = [F.cross_entropy(each, truth[:, i], label_smoothing=smoothing) for i, each in enumerate(told)]
-    return torch.stack(losses).sum()
+def right(told: list[Tensor], truth: Tensor) -> dict[str, float]:
+    """Share of right answers for every attribute; truth [B, 6]."""
+    return {name: float((told[i].argmax(1) == truth[:, i]).float().mean()) for i, name in enumerate(ATTRIBUTES)}
 
 
 @torch.inference_mode()
-def accuracy(judge: PocketJudge, held_out: Pool) -> dict[str, float]:
-    """Share of right answers for every attribute."""
+def accuracy(judge: Judge, held_out: Pool) -> dict[str, float]:
     shards = [shard for shards in held_out.shards["clips"].values() for shard in shards]
     told = [judge(judge.coarse(shard.latents.float())) for shard in shards]
-    seen = torch.cat([torch.stack([each.argmax(1) for each in values], dim=1) for values in told])
-    truth = truth_of([scene for shard in shards for scene in shard.scenes])
-    shares = (seen == truth).float().mean(0).tolist()
-    return {name: round(share, 3) for name, share in zip(NAMES, shares, strict=True)}
+    truth = labels([scene for shard in shards for scene in shard.scenes])
+    return right([torch.cat(values) for values in zip(*told, strict=True)], truth)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--minutes", type=float, default=15, help="of training, all runs together")
-    parser.add_argument("--width", type=int, default=JudgeConfig.width)
+    parser.add_argument("--minutes", type=float, default=25, help="of training, all runs together")
+    parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--clips", type=int, default=CLIPS_PER_STEP)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
@@ -100,21 +132,10 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
     folder, state_path = options.run / "judge", options.run / "judge" / "state.pt"
     folder.mkdir(exist_ok=True)
-    tokenizer, encoder = load_encoder(options.run)
-    read, words, vae = (tokenizer, encoder.to(device)), other_words(), load_vae(options.run)
-    sizes = {name: len(values) for name, values in ATTRIBUTES.items()}
+    vae = load_vae(options.run)
     torch.manual_seed(0)
-    judge = PocketJudge(
-        JudgeConfig(
-            vae.config.latent_channels, width=options.width, text_width=encoder.config.d_model,
-            num_still=tuple(sizes[name] for name in NAMES if name not in MOVING),
-            num_moving=tuple(sizes[name] for name in MOVING),
-        )
-    )  # fmt: skip
-    with torch.no_grad():
-        judge.latent_std.copy_(vae.latent_std)
-    judge.latent_std.requires_grad_(False)
-    judge.to(device)
+    judge = Judge(vae.config.latent_channels, options.width).to(device)
+    judge.latent_std.copy_(vae.latent_std.detach())
     optimizers = make_optimizers(judge, ("trunk", "look", "watch"))
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     step, seconds = 0, 0.0
@@ -128,38 +149,35 @@ def main(arguments: list[str] | None = None) -> None:
     pool.refresh()
     held_out.refresh()
     began, saved, total = time.time(), time.time(), options.minutes * 60
-    spent, losses = seconds, {"clips": 0.0, "sentences": 0.0, "steps": 0}
+    spent, losses = seconds, list[float]()
     while spent < total:
         rng = random.Random(step)
         torch.manual_seed(step)
-        rate = min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * spent / total)))
         num_frames = CLIP_LATENT_FRAMES if rng.random() < WHOLE else rng.randint(3, CLIP_LATENT_FRAMES)
         start = rng.randint(0, CLIP_LATENT_FRAMES - num_frames)
-        tokens = options.clips * num_frames * (judge.config.side // 2) ** 2
+        tokens = options.clips * num_frames * CELLS**2
         latents, _, scenes = pool.draw(rng, "clips", slice(start, start + num_frames), tokens)
-        seen = loss_of(judge(disturb(judge.coarse(latents.to(device)))), truth_of(scenes).to(device), 0.05)
-        asked = [sample_scene(rng) for _ in range(CAPTIONS_PER_STEP)]
-        embeddings, mask = embed(read, [disturb_text(caption(scene, rng), rng, words) for scene in asked], device)
-        named = loss_of(judge.read(embeddings, mask), truth_of(asked).to(device))
+        told, truth = judge(disturb(judge.coarse(latents.to(device)))), labels(scenes).to(device)
+        each = [F.cross_entropy(told[i], truth[:, i], label_smoothing=0.05) for i in range(len(told))]
+        loss = torch.stack(each).sum()
+        rate = min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * spent / total)))
         for optimizer, base in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = base * rate
             optimizer.zero_grad()
-        (seen + named).backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(judge.parameters(), 5.0)
         for optimizer in optimizers:
             optimizer.step()
         step, spent = step + 1, seconds + time.time() - began
-        losses["clips"] += float(seen.detach())
-        losses["sentences"] += float(named.detach())
-        losses["steps"] += 1
+        losses.append(float(loss.detach()))
         if time.time() - saved > 60 or spent >= total:
             saved = time.time()
             judge.eval()
-            right = accuracy(judge, held_out)
+            shares = " ".join(f"{name} {share:.3f}" for name, share in accuracy(judge, held_out).items())
             judge.train()
-            means = " ".join(f"{name} {losses[name] / losses['steps']:.3f}" for name in ("clips", "sentences"))
-            print(f"step {step} {spent / 60:.1f} min loss of {means} right on held-out clips {right}", flush=True)
-            losses = dict.fromkeys(losses, 0)
+            mean = sum(losses) / len(losses)
+            print(f"step {step} {spent / 60:.1f} min loss {mean:.3f} right on held-out clips: {shares}", flush=True)
+            losses.clear()
             state = {
                 "judge": judge.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": step, "seconds": spent,
@@ -168,8 +186,6 @@ def main(arguments: list[str] | None = None) -> None:
             state_path.with_suffix(".part").rename(state_path)
             tensors = {name: p.detach().cpu().contiguous() for name, p in judge.state_dict().items()}
             save_file(tensors, folder / "model.safetensors")
-            values = {"_class_name": "PocketJudge"} | asdict(judge.config)
-            (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.precision import autocast
@@ -52,6 +53,17 @@ class Muon(torch.optim.Muon):
                 for p, update in zip(params, turned, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
         return loss
+
+
+class Conv(nn.Linear):
+    """A convolution of 3x3 whose weight is a matrix [out, in * 9], as Muon takes it."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__(9 * before, after)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.unflatten(1, (-1, 3, 3)), self.bias, self.stride, 1)
 
 
 def make_optimizers(network: nn.Module, parts: tuple[str, ...]) -> list[torch.optim.Optimizer]:

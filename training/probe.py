@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from soragen.families.pocket.judge import Conv
-from training.muon import make_optimizers
+from training.muon import Conv, make_optimizers
 from training.precision import autocast
 from training.vae import load_vae
 from training.views import FRAMES, SIDE, THROUGH_VAE, Views, disturb, prepare, render_extra

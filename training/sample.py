@@ -7,7 +7,6 @@ gives for one at a time. For scores; users have `soragen generate`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +20,15 @@ from soragen.checkpoint import Checkpoint
 from soragen.diffusion.condition import KnownFrames
 from soragen.diffusion.grid import Grid, lay_grid
 from soragen.diffusion.guidance import Denoiser, guided
-from soragen.diffusion.noise import candidate_seeds, starting_noise
+from soragen.diffusion.noise import starting_noise
 from soragen.diffusion.sampler import denoise
-from soragen.diffusion.schedule import NoiseLevel, Schedule, make_schedule
+from soragen.diffusion.schedule import NoiseLevel, make_schedule
 from soragen.diffusion.solver import make_solver
 from soragen.families.pocket import FAMILY
 from soragen.families.pocket.transformer import PocketTransformer, lay_positions
 from soragen.families.pocket.vae import PocketVae
 from soragen.models.family import Context
 from soragen.models.text_encoder import PromptEncoder
-from soragen.pipeline.plan import num_judged
 from soragen.size import VideoSize
 from soragen.video.write import to_uint8
 from training.world.render import render
@@ -87,42 +85,6 @@ def bind_all(transformer: PocketTransformer, contexts: Sequence[Context], grid: 
     return denoiser
 
 
-def choose(model: Model, captions: Sequence[str], seeds: Sequence[int], num_steps: int, count: int) -> list[int]:
-    """The seed of the best of `count` candidates for each clip, begun and judged as the engine does."""
-    if count == 1:
-        return list(seeds)
-    contexts, schedule = model.text_encoder.encode(captions), schedule_of(model, num_steps)
-    denoiser, listed = guided_by(model, captions), [candidate_seeds(seed, count) for seed in seeds]
-    scores = []
-    for number in range(count):
-        noise = noise_of(model, [each[number] for each in listed])
-        steps = denoise(denoiser, noise, schedule, make_solver(model.checkpoint.defaults.solver, schedule))
-        *_, step = itertools.islice(steps, num_judged(num_steps))
-        pairs = zip(step.clean.split(1), contexts, strict=True)
-        scores.append([model.transformer.agreement(clean, context) for clean, context in pairs])
-    best = torch.tensor(scores).argmax(0).tolist()
-    return [each[number] for each, number in zip(listed, best, strict=True)]
-
-
-def guided_by(model: Model, captions: Sequence[str]) -> Denoiser:
-    defaults = model.checkpoint.defaults
-    negative = model.text_encoder.encode([defaults.negative_prompt] * len(captions))
-    prompts = model.text_encoder.encode(captions)
-    said, unsaid = (bind_all(model.transformer, contexts, model.grid) for contexts in (prompts, negative))
-    return guided(said, unsaid, defaults.guidance_scale)
-
-
-def noise_of(model: Model, seeds: Sequence[int]) -> Tensor:
-    """Starting noise [B, C, T, H, W] of each seed."""
-    channels = model.transformer.config.latent_channels
-    return torch.cat([starting_noise(seed, channels, model.grid) for seed in seeds]).to(model.device)
-
-
-def schedule_of(model: Model, num_steps: int) -> Schedule:
-    defaults = model.checkpoint.defaults
-    return make_schedule(defaults.schedule, num_steps, defaults.shift, model.grid.num_tokens)
-
-
 def generate(
     model: Model, captions: Sequence[str], seeds: Sequence[int], num_steps: int, given: Tensor | None = None
 ) -> Tensor:
@@ -130,14 +92,24 @@ def generate(
 
     given: latents [B, C, t, H, W] of the first frames, which the rest follows.
     """
-    noise, schedule, known = noise_of(model, seeds), schedule_of(model, num_steps), None
+    defaults, grid = model.checkpoint.defaults, model.grid
+    prompts = model.text_encoder.encode(captions)
+    negative = model.text_encoder.encode([defaults.negative_prompt] * len(captions))
+    denoiser = guided(
+        bind_all(model.transformer, prompts, grid),
+        bind_all(model.transformer, negative, grid),
+        defaults.guidance_scale,
+    )
+    channels = model.transformer.config.latent_channels
+    noise = torch.cat([starting_noise(seed, channels, grid) for seed in seeds]).to(model.device)
+    known = None
     if given is not None:
         latents = torch.zeros_like(noise)
         latents[:, :, : given.shape[2]] = given
         free = torch.arange(noise.shape[2], device=model.device) >= given.shape[2]
         known = KnownFrames(latents, free.float(), native=True)
-    solver = make_solver(model.checkpoint.defaults.solver, schedule)
-    for step in denoise(guided_by(model, captions), noise, schedule, solver, known):
+    schedule = make_schedule(defaults.schedule, num_steps, defaults.shift, grid.num_tokens)
+    for step in denoise(denoiser, noise, schedule, make_solver(defaults.solver, schedule), known):
         noise = step.latents
     made = torch.ones(noise.shape[2], dtype=torch.bool) if known is None else known.mask.bool()
     return model.transformer.refine(noise, made)

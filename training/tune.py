@@ -17,6 +17,7 @@ Goes on from RUN/tune/state.pt where it was stopped, and writes the average of i
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections import defaultdict
@@ -35,9 +36,9 @@ from soragen.diffusion.schedule import Schedule, make_schedule
 from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig
 from soragen.models.config import read_config
 from training.clips import SIZES
-from training.judge import NAMES, disturb, load_judge, truth_of
+from training.judge import COARSE, disturb, load_judge, right
 from training.precision import autocast
-from training.text import Reader, embed, load_encoder
+from training.text import Reader, embed, labels, load_encoder
 from training.transformer import (
     CLIP_LATENT_FRAMES,
     EMPTY_CAPTION,
@@ -56,17 +57,15 @@ from training.transformer import (
 from training.world.captions import caption
 from training.world.scene import ATTRIBUTES, Scene, sample_scene
 
-NUM_STEPS = 6
-"""Of a rollout: noise levels 1, 0.94, 0.86, 0.75, 0.6 and 0.375 at pocket's shift."""
+NUM_STEPS, TAKEN = 6, 5
+"""Of the schedule, and how many of them a rollout takes: noise levels 1, 0.94, 0.86, 0.75 and 0.6 at pocket's shift."""
 CLIPS = 8
 """Rolled out side by side, and estimates of an update."""
-FIRST = 1
-"""Step of a rollout whose estimate is the first to count: that of pure noise is the mean of all that may come."""
 CRITICAL = 0.8
 """Noise level from which on the critic does not look: there estimates are blurred as they should be."""
 COUNTS = {"subject": 1.0, "colour": 0.3, "motion": 1.5, "ground": 0.3, "time": 0.3, "camera": 1.0}
 JUDGE_WEIGHT, CRITIC_WEIGHT, SMOOTHNESS = 0.02, 0.03, 5.0
-RATE = 0.15
+RATE = 0.2
 """Of the learning rates of training.transformer."""
 EMA = 0.985
 FLOW_CLIPS = 4
@@ -81,17 +80,17 @@ class Critic(nn.Module):
     It knows which scene was asked for, and the noise level that the estimate was made at; a render is given one, too.
     """
 
-    def __init__(self, channels: int, width: int = 64) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
         w = width
         self.convs = nn.Sequential(
-            nn.Conv2d(3 * channels + 1, w, 3, 1, 1), nn.SiLU(True),
+            nn.Conv2d(3 * COARSE + 1, w, 3, 1, 1), nn.SiLU(True),
             nn.Conv2d(w, w, 3, 1, 1), nn.SiLU(True),
             nn.Conv2d(w, 2 * w, 4, 2, 1), nn.SiLU(True),
             nn.Conv2d(2 * w, 2 * w, 3, 1, 1), nn.SiLU(True),
         )  # fmt: skip
         self.out = nn.Conv2d(2 * w, 1, 1)
-        self.asked = nn.ModuleList(nn.Embedding(len(ATTRIBUTES[name]), 2 * w) for name in NAMES)
+        self.asked = nn.ModuleList(nn.Embedding(len(values), 2 * w) for values in ATTRIBUTES.values())
 
     def forward(self, clips: Tensor, truth: Tensor, sigma: Tensor) -> Tensor:
         """Logits [B, T, 8, 8], above 0 for renders, of clips [B, T, K, 16, 16]; truth [B, 6], sigma [B]."""
@@ -142,7 +141,7 @@ class Captions:
 def draw_scenes(rng: random.Random, count: int) -> list[Scene]:
     """Scenes to write captions for; what is learnt last comes more often."""
     drawn = [sample_scene(rng) for _ in range(4 * count)]
-    odds = [MORE_OFTEN.get(scene.subject, 1.0) * MORE_OFTEN.get(scene.motion, 1.0) for scene in drawn]
+    odds = [math.prod(MORE_OFTEN.get(value, 1.0) for value in (s.subject, s.motion, s.camera)) for s in drawn]
     return rng.choices(drawn, odds, k=count)
 
 
@@ -150,9 +149,9 @@ def draw_scenes(rng: random.Random, count: int) -> list[Scene]:
 def roll_out(
     network: PocketTransformer, captions: Captions, noise: Tensor, schedule: Schedule, guidance: float, clock: Clock
 ) -> tuple[States, Tensor]:
-    """The states from step FIRST on, and the latents in the end, of noise [n, C, T, h, w] by Euler's steps."""
+    """The states of the first TAKEN steps from noise [n, C, T, h, w], by Euler, and the last clean estimate."""
     latents, rows, states = noise, torch.arange(len(noise)), []
-    for k in range(len(schedule) - 1):
+    for k in range(TAKEN):
         sigma = torch.full((len(noise), noise.shape[2]), schedule[k].sigma, device=noise.device)
         with autocast(noise.device.type):
             clean = network(latents, sigma, clock(latents), *captions.words(network, rows))
@@ -161,14 +160,14 @@ def roll_out(
         estimate = unguided + guidance * (clean - unguided)
         eps = (latents - schedule[k].alpha * estimate) / schedule[k].sigma
         latents = schedule[k + 1].alpha * estimate + schedule[k + 1].sigma * eps
-    parts = (torch.cat([getattr(state, field.name) for state in states[FIRST:]]) for field in fields(States))
-    return States(*parts), latents
+    parts = (torch.cat([getattr(state, field.name) for state in states]) for field in fields(States))
+    return States(*parts), estimate
 
 
 def judged_loss(told: list[Tensor], truth: Tensor) -> Tensor:
     """Cross-entropy of what the judge sees with the truth [B, 6], attributes as much as they count."""
     losses = [F.cross_entropy(each, truth[:, i], label_smoothing=0.05) for i, each in enumerate(told)]
-    return torch.stack([COUNTS[name] * loss for name, loss in zip(NAMES, losses, strict=True)]).sum()
+    return torch.stack([COUNTS[name] * loss for name, loss in zip(ATTRIBUTES, losses, strict=True)]).sum()
 
 
 def mean_of(logits: Tensor, weight: Tensor) -> Tensor:
@@ -178,11 +177,6 @@ def mean_of(logits: Tensor, weight: Tensor) -> Tensor:
 
 def norm_of(network: nn.Module) -> float:
     return float(torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm())
-
-
-def right(told: list[Tensor], truth: Tensor) -> dict[str, float]:
-    """Share of right answers for every attribute."""
-    return {name: float((told[i].argmax(1) == truth[:, i]).float().mean()) for i, name in enumerate(NAMES)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -212,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     average.requires_grad_(False)
     judge = load_judge(options.run).to(device)
     torch.manual_seed(0)
-    critic = Critic(judge.config.coarse_channels).to(device)
+    critic = Critic().to(device)
     optimizers = make_optimizers(network)
     rates = [optimizer.param_groups[0]["lr"] * options.rate for optimizer in optimizers]
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=5e-4, betas=(0.5, 0.98))
@@ -243,9 +237,9 @@ def main(arguments: list[str] | None = None) -> None:
         tokens = noise[0, 0].numel() // config.patch_size**2
         schedule = make_schedule(defaults.schedule, NUM_STEPS, defaults.shift, tokens)
         states, made = roll_out(network, captions, noise.to(device), schedule, guidance, clock)
-        truths = truth_of(scenes).to(device)
+        truths = labels(scenes).to(device)
         with torch.no_grad():
-            finished = right(judge(judge.coarse(made)), truths)
+            reached = right(judge(judge.coarse(made)), truths)
         for batch in states.batches(rng, options.clips):
             share = min(1.0, (seconds + time.time() - began) / total)
             truth, looks = truths[batch.row], (batch.sigma < CRITICAL).float()
@@ -258,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
             # The critic learns.
             latents, mask, real_scenes = pool.draw(rng, "clips", whole, options.clips * tokens)
             latents, mask, real_scenes = latents.to(device), mask.to(device), real_scenes
-            real, real_truth = judge.coarse(latents), truth_of(real_scenes).to(device)
+            real, real_truth = judge.coarse(latents), labels(real_scenes).to(device)
             level = batch.sigma[torch.randint(len(batch.sigma), (len(real),))]
             critic.requires_grad_(True)
             for_real, for_made = critic(real, real_truth, level), critic(estimate.detach(), truth, batch.sigma)
@@ -312,8 +306,8 @@ def main(arguments: list[str] | None = None) -> None:
         turn += 1
         if team.rank == 0:
             means = " ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in shown.items())
-            ends = " ".join(f"{name} {value:.2f}" for name, value in finished.items())
-            print(f"turn {turn} step {step} {spent / 60:.1f} min {means}; finished: {ends}", flush=True)
+            ends = " ".join(f"{name} {value:.2f}" for name, value in reached.items())
+            print(f"turn {turn} step {step} {spent / 60:.1f} min {means}; reached: {ends}", flush=True)
             spent = seconds + time.time() - began
             if turn % 8 == 0:
                 print(f"held out {evaluate(average, held_out, clock, read, device, 2)}", flush=True)

@@ -34,7 +34,6 @@ def batch(
     negative: options.Negative = None,
     shift: options.Shift = None,
     solver: options.Solver = None,
-    candidates: options.Candidates = None,
     model: options.Model = "pocket",
     lora: options.Lora = None,
     lora_partial: options.LoraPartial = False,
@@ -68,8 +67,7 @@ def batch(
     defaults = {
         "model": model, "negative": negative, "size": size, "seconds": seconds, "frames": frames, "fps": fps,
         "seed": seed, "steps": steps, "guidance": guidance, "shift": shift, "solver": solver,
-        "candidates": candidates, "lora": lora or None, "lora_partial": lora_partial or None, "quantize": quantize,
-        "attention": attention,
+        "lora": lora or None, "lora_partial": lora_partial or None, "quantize": quantize, "attention": attention,
     }  # fmt: skip
     reports = []
 

@@ -31,7 +31,6 @@ class Common:
     negative: options.Negative = None
     shift: options.Shift = None
     solver: options.Solver = None
-    candidates: options.Candidates = None
     model: options.Model = "pocket"
     lora: options.Lora = None
     lora_partial: options.LoraPartial = False
@@ -50,8 +49,8 @@ class Common:
     @property
     def asked(self) -> dict[str, Any]:
         """What is asked of the model, by the names of `soragen.pipeline.resolve.resolve`."""
-        names = ("seed", "steps", "guidance", "negative", "shift", "solver", "candidates", "model", "lora")
-        return {name: getattr(self, name) for name in (*names, "lora_partial", "quantize", "attention")}
+        names = ("seed", "steps", "guidance", "negative", "shift", "solver", "model", "lora", "lora_partial")
+        return {name: getattr(self, name) for name in (*names, "quantize", "attention")}
 
     @property
     def how(self) -> dict[str, Any]:

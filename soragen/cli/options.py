@@ -62,10 +62,6 @@ Shift = Annotated[
     float | None, typer.Option("--shift", metavar="X", help="Shift of the noise levels towards noise; 1 is none.")
 ]
 Solver = Annotated[str | None, typer.Option("--solver", metavar="NAME", help="euler, unipc or renoise.")]
-Candidates = Annotated[
-    int | None,
-    typer.Option("--candidates", metavar="N", help="Begin so many, go on with the one that shows the prompt best."),
-]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="A name from `models list`, or a folder.")]
 Lora = Annotated[
     list[str] | None,

@@ -30,7 +30,6 @@ def replay(
     negative: options.Negative = None,
     shift: options.Shift = None,
     solver: options.Solver = None,
-    candidates: options.Candidates = None,
     model: options.OtherModel = None,
     lora: options.OtherLora = None,
     lora_partial: options.LoraPartial = False,
@@ -51,8 +50,7 @@ def replay(
 
     changes: dict[str, Any] = {
         "prompt": prompt, "model": model, "negative": negative, "size": size, "seconds": seconds, "frames": frames,
-        "fps": fps, "steps": steps, "guidance": guidance, "shift": shift, "solver": solver,
-        "candidates": candidates, "lora": lora or None,
+        "fps": fps, "steps": steps, "guidance": guidance, "shift": shift, "solver": solver, "lora": lora or None,
     }  # fmt: skip
     how: dict[str, Any] = {"seed": seed, "device": device, "dtype": dtype}
     common = Common(

@@ -17,10 +17,10 @@ def storyboard(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A .toml file. For all shots: size, fps, model, seed, steps, guidance, negative, shift, solver, "
-            "candidates, lora, lora_partial, quantize, attention. Then a table [[shot]] for each: prompt, seconds or "
-            "frames, seed, negative, guidance; image, a picture to begin with, and its fit (crop, pad or stretch); "
-            "continued = true goes on from the last frames of the shot before.",
+            help="A .toml file. For all shots: size, fps, model, seed, steps, guidance, negative, shift, solver, lora, "
+            "lora_partial, quantize, attention. Then a table [[shot]] for each: prompt, seconds or frames, seed, "
+            "negative, guidance; image, a picture to begin with, and its fit (crop, pad or stretch); continued = true "
+            "goes on from the last frames of the shot before.",
             show_default=False,
         ),
     ],

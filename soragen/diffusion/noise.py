@@ -9,12 +9,6 @@ from soragen.diffusion.grid import Grid
 from soragen.errors import InputError
 
 
-def candidate_seeds(seed: int, count: int) -> list[int]:
-    """The seeds of `count` candidates for one video: its own first, and others that follow from it."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return [seed, *(torch.randint(2**63 - 1, (max(0, count - 1),), generator=generator).tolist())]
-
-
 def starting_noise(seed: int, channels: int, grid: Grid) -> Tensor:
     """Standard normal latents [1, C, T, H, W], float32.
 

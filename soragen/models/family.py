@@ -111,15 +111,6 @@ class RefiningTransformer(Transformer, Protocol):
         ...
 
 
-@runtime_checkable
-class JudgingTransformer(Transformer, Protocol):
-    """A transformer that can tell, before a video is finished, how well it will show the prompt."""
-
-    def agreement(self, clean: Tensor, context: Context) -> float:
-        """How well the clean estimate [1, C, T, H, W] shows the prompt of `context`, against others of that prompt."""
-        ...
-
-
 class Vae(Protocol):
     def encode(self, frames: Iterable[Tensor]) -> Tensor:
         """Latents [1, C, T, H, W], normalised as the transformer expects, of chunks of frames [t, H, W, 3] in 0..1."""
@@ -242,13 +233,6 @@ class KeyframeFamily(Family, Protocol):
     """
 
     def takes_keyframes(self, folder: Path) -> bool: ...
-
-
-@runtime_checkable
-class JudgingFamily(Family, Protocol):
-    """A family with checkpoints whose transformer is a `JudgingTransformer`."""
-
-    def has_judge(self, folder: Path) -> bool: ...
 
 
 class LatentUpsampler(Protocol):

@@ -12,8 +12,8 @@ from soragen.pipeline.resolve import resolve
 from soragen.request import Request
 
 MODEL_KEYS = (
-    "seed", "steps", "guidance", "negative", "shift", "solver", "candidates", "model", "lora", "lora_partial",
-    "quantize", "attention",
+    "seed", "steps", "guidance", "negative", "shift", "solver", "model", "lora", "lora_partial", "quantize",
+    "attention",
 )  # fmt: skip
 NEEDED = {
     "generate": ("prompt",),
@@ -41,7 +41,7 @@ MORE = {
 """What it may say, too, besides `MODEL_KEYS`."""
 NOT_TAKEN = {
     "replay": ("quantize", "attention"),
-    "storyboard": ("steps", "guidance", "negative", "shift", "solver", "candidates"),
+    "storyboard": ("steps", "guidance", "negative", "shift", "solver"),
 }
 """What the file of a line says alone."""
 FILES = ("video", "after", "image", "last")

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
-
 import torch
 from torch import Tensor
 
 from soragen.diffusion.condition import KnownFrames
 from soragen.diffusion.guidance import Denoiser, Scale, guided
-from soragen.diffusion.noise import candidate_seeds, starting_noise
-from soragen.diffusion.sampler import Step, denoise
+from soragen.diffusion.noise import starting_noise
+from soragen.diffusion.sampler import denoise
 from soragen.diffusion.solver import make_solver
 from soragen.diffusion.windows import Window
-from soragen.models.family import (
-    Context,
-    ExpertTransformer,
-    JudgingTransformer,
-    RefiningTransformer,
-    Transformer,
-)
+from soragen.models.family import Context, ExpertTransformer, RefiningTransformer, Transformer
 from soragen.pipeline import drift
 from soragen.pipeline.conditions import Conditions, bind, is_native, repeats_of
 from soragen.pipeline.events import Listener, Progress
@@ -50,15 +41,9 @@ def denoise_windows(
     if given is not None:
         is_known = given.mask.cpu() == 0
         latents[:, :, is_known] = given.latents.cpu()[:, :, is_known].float()
-    is_made, taken = ~is_known, itertools.count(1)
+    is_made, steps = ~is_known, plan.num_steps
     anchored = drift.anchored_to(plan)
     denoiser: Denoiser | None = None
-
-    def told(steps: Iterable[Step]) -> Iterator[Step]:
-        for step in steps:
-            listen(Progress("denoise", next(taken), plan.num_steps_in_all))
-            yield step
-
     for number, window in enumerate(plan.windows):
         known = _known_in(plan, window, latents, is_known)
         if known is None or bool(known.mask.any()):
@@ -68,23 +53,12 @@ def denoise_windows(
             if source is not None:
                 level = plan.schedule[first_step]
                 mixed = level.alpha * source[:, :, window.frames].to(start) + level.sigma * start
-            if number == 0 and plan.num_judged_steps and isinstance(transformer, JudgingTransformer):
-                seeds = candidate_seeds(request.seed, plan.num_candidates)
-                starts = (start, *(starting_noise(seed, plan.latent_channels, plan.window_grid) for seed in seeds[1:]))
-                walks = (
-                    denoise(denoiser, each.to(device), plan.schedule, make_solver(request.solver, plan.schedule, seed))
-                    for each, seed in zip(starts, seeds, strict=True)
-                )
-                steps = _best(walks, plan.num_judged_steps, lambda clean: transformer.agreement(clean, context), told)
-            else:
-                solver = make_solver(request.solver, plan.schedule, request.seed + number)
-                steps = told(
-                    denoise(
-                        denoiser, mixed, plan.schedule, solver, known, first_step=first_step, noise=start,
-                        seed=request.seed,
-                    )
-                )  # fmt: skip
-            *_, step = steps
+            solver = make_solver(request.solver, plan.schedule, request.seed + number)
+            for step in denoise(
+                denoiser, mixed, plan.schedule, solver, known, first_step=first_step, noise=start, seed=request.seed
+            ):
+                done = number * steps + step.index + 1 - first_step
+                listen(Progress("denoise", done, steps * len(plan.windows)))
             made = step.latents[:, :, window.new_in_window].cpu()
             if number and anchored is not None:
                 made = drift.anchor(made, latents[:, :, anchored], drift.PULL)
@@ -96,22 +70,6 @@ def denoise_windows(
     if source is None and isinstance(transformer, RefiningTransformer):
         return transformer.refine(latents, is_made, cyclic)
     return latents
-
-
-def _best(
-    walks: Iterable[Iterator[Step]],
-    num_steps: int,
-    score: Callable[[Tensor], float],
-    told: Callable[[Iterable[Step]], Iterator[Step]],
-) -> Iterator[Step]:
-    """Of several denoisings the last step and those that are left of the one that scores best after `num_steps`."""
-    best: Iterator[Step] = iter(())
-    most = float("-inf")
-    for walk in walks:
-        *_, step = told(itertools.islice(walk, num_steps))
-        if (found := score(step.clean)) > most:
-            best, most = itertools.chain((step,), told(walk)), found
-    return best
 
 
 def _known_in(plan: Plan, window: Window, latents: Tensor, is_known: Tensor) -> KnownFrames | None:

@@ -75,8 +75,8 @@ def _texts(value: Any) -> list[str]:
 KEYS: dict[str, Callable[[Any], Any]] = {
     "prompt": _text, "command": _text, "output": _text, "model": _text, "negative": _text, "size": _text,
     "solver": _text, "seconds": _spoken, "fps": _spoken, "frames": _whole, "seed": _whole, "steps": _whole,
-    "candidates": _whole, "guidance": _number, "shift": _number, "video": _text, "after": _text, "image": _text,
-    "last": _text, "fit": _text, "strength": _number, "backward": _yes, "continued": _yes,
+    "guidance": _number, "shift": _number, "video": _text, "after": _text, "image": _text, "last": _text,
+    "fit": _text, "strength": _number, "backward": _yes, "continued": _yes,
     "direct": _yes, "lora": _texts, "lora_partial": _yes, "quantize": _text, "attention": _text, "file": _text,
     "lossless": _yes,
 }  # fmt: skip

@@ -37,7 +37,7 @@ READ_DTYPE = torch.float32
 step after (docs/precision.md)."""
 TURNS = {"transformer_2": "transformer"}
 """Of those, the ones that are never in memory together with that part."""
-BESIDE = {"refiner": "transformer", "judge": "transformer"}
+BESIDE = {"refiner": "transformer"}
 """Small networks that only some checkpoints have, and the part that they are in memory with."""
 FIXED_BYTES = 375_000_000
 """Python, torch and its buffers, before any weights: measured, as are those of ffmpeg, on two cores."""

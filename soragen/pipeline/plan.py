@@ -22,7 +22,7 @@ from soragen.errors import InputError
 from soragen.families import family_of
 from soragen.models.attention import check_attention
 from soragen.models.device import DTYPES, pick_device, pick_dtype
-from soragen.models.family import ConfiguredFamily, Family, ImageFamily, JudgingFamily, UpscalerFamily
+from soragen.models.family import ConfiguredFamily, Family, ImageFamily, UpscalerFamily
 from soragen.models.offload import Residence
 from soragen.models.quantize import check_quantize
 from soragen.pipeline import second_pass
@@ -35,8 +35,6 @@ from soragen.pipeline.timeline import Timeline, lay_timeline, room_of
 from soragen.request import ATTENTIONS, Request
 from soragen.size import VideoSize, format_fps
 
-JUDGED = 1 / 3
-"""Share of the steps after which one of several candidates goes on: by then it is laid out."""
 WORTH_UPSCALING = 1.5
 """The area asked for over that which is rendered, from which on an upscaler is used."""
 
@@ -45,7 +43,7 @@ WORTH_UPSCALING = 1.5
 class Plan(Footprint):
     """windows: what is denoised at once, in order; all of the shape of `window_grid`. schedule: of one window. first:
     of two passes the other one, whose upsampled latents this one starts from; see second_pass.py. speed: of a run like
-    this one, on this machine. can_judge: whether the checkpoint can choose among candidates.
+    this one, on this machine.
     """
 
     checkpoint: Checkpoint
@@ -55,7 +53,6 @@ class Plan(Footprint):
     loras: tuple[Applied, ...] = ()
     first: Plan | None = None
     speed: Speed | None = None
-    can_judge: bool = False
 
     @property
     def first_step(self) -> int:
@@ -69,22 +66,6 @@ class Plan(Footprint):
     def num_steps(self) -> int:
         """How many denoising steps are taken."""
         return len(self.schedule) - 1 - self.first_step
-
-    @property
-    def num_candidates(self) -> int:
-        """How many are begun: where frames are given, they say what the video shows, and one is enough."""
-        is_free = self.can_judge and not self.timeline.given and not self.timeline.from_source
-        return self.request.num_candidates if is_free else 1
-
-    @property
-    def num_judged_steps(self) -> int:
-        """The denoising steps that every candidate takes; 0 where there is one."""
-        return num_judged(self.num_steps) if self.num_candidates > 1 else 0
-
-    @property
-    def num_steps_in_all(self) -> int:
-        """Of all windows and candidates."""
-        return self.num_steps * len(self.windows) + (self.num_candidates - 1) * self.num_judged_steps
 
     @property
     def passes(self) -> tuple[Plan, ...]:
@@ -127,8 +108,7 @@ class Plan(Footprint):
             num_forwards(len(self.schedule) - 1, self.first_step, repeats)
             for repeats in (1, repeats_of(self.checkpoint.abilities))
         )
-        others = (self.num_candidates - 1) * self.num_judged_steps
-        return others + (given if self.timeline.given else plain) + given * (len(self.windows) - 1)
+        return (given if self.timeline.given else plain) + given * (len(self.windows) - 1)
 
     @property
     def kind(self) -> str:
@@ -162,8 +142,6 @@ class Plan(Footprint):
             lines.append(f"{asked.width}x{asked.height} {words}")
         if self.request.edit is None and not self.timeline.num_cyclic and grid.num_frames != asked.num_frames:
             lines.append(f"rendered {grid.num_frames} frames, trimmed to {asked.num_frames}")
-        if not self.can_judge and self.request.num_candidates not in (1, self.checkpoint.defaults.num_candidates):
-            lines.append(f"{name} has no judge in its folder: the first of the candidates is made")
         if line := note_on(self.checkpoint, self.timeline.given):
             lines.append(line)
         known = self.checkpoint.native.max_num_frames
@@ -192,8 +170,7 @@ class Plan(Footprint):
             f"video     {self.request.size}",
             f"grid      {t} x {h} x {w} = {self.window_grid.num_tokens} tokens"
             + (f" in each of {len(self.windows)} windows" if len(self.windows) > 1 else ""),
-            f"steps     {self.request.num_steps}, guidance {self._guidance()}, seed {self.request.seed}"
-            + (f", best of {self.num_candidates} after {self.num_judged_steps}" if self.num_judged_steps else ""),
+            f"steps     {self.request.num_steps}, guidance {self._guidance()}, seed {self.request.seed}",
             f"work      {self.flops / 1e12:.2f} TFLOP to denoise",
             *self._time(),
             "memory    " + ", ".join(f"{stage} {size / 1e9:.2f} GB" for stage, size in self.peak_bytes.items()),
@@ -221,7 +198,6 @@ class Plan(Footprint):
             "grid": list(self.window_grid.token_shape),
             "num_tokens": self.window_grid.num_tokens,
             "num_windows": len(self.windows),
-            "num_candidates": self.num_candidates,
             "flops": self.flops,
             "expected_seconds": self.expected_seconds,
             "peak_bytes": self.peak_bytes,
@@ -230,11 +206,6 @@ class Plan(Footprint):
             "second_pass": None if self.first is None else second_pass.facts(self),
             "notes": self.notes(),
         }
-
-
-def num_judged(num_steps: int) -> int:
-    """After how many of `num_steps` candidates are judged."""
-    return max(1, round(JUDGED * num_steps))
 
 
 def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None) -> Plan:
@@ -279,7 +250,6 @@ def make_plan(request: Request, checkpoint: Checkpoint, device: str | None = Non
         work=family.work(folder, window_grid),
         upscale_factor=_upscale_factor(family, folder, rendered, size),
         weight_bytes=weigh(folder, machine, request.quantize),
-        can_judge=isinstance(family, JudgingFamily) and family.has_judge(folder),
         loras=fit_loras(loras, family.lora_targets(folder)) if loras else (),
     )
     plan = fit_memory(plan if first is None else second_pass.with_second_pass(plan))

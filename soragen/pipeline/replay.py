@@ -56,7 +56,6 @@ def read_replay(
     guidance: float | None = None,
     shift: float | None = None,
     solver: str | None = None,
-    candidates: int | None = None,
     lora: Sequence[str] | None = None,
     lora_partial: bool = False,
     as_it_was: bool = True,
@@ -86,7 +85,7 @@ def read_replay(
     new = resolve(
         asked.prompt if prompt is None else prompt,
         listen=listen,
-        **_typed(asked, {**said, "solver": solver, "candidates": candidates, "seed": _seed(seed, asked.seed)}),
+        **_typed(asked, {**said, "solver": solver, "seed": _seed(seed, asked.seed)}),
         odd_sides=lossless or FORMATS[suffix].still,
         typed=prompt is not None,
         lora=lora,
@@ -97,8 +96,6 @@ def read_replay(
     # The recipe says more than can be typed: two guidance scales, a shift that is none. So only what is asked changes.
     changes: dict[str, Any] = {"size": new.size, "seed": new.seed, "num_steps": new.num_steps}
     changes |= {"prompt": new.prompt, "negative_prompt": new.negative_prompt, "solver": new.solver}
-    if candidates is not None:
-        changes["num_candidates"] = new.num_candidates
     if guidance is not None:
         changes |= {"guidance_scale": new.guidance_scale, "low_noise_guidance_scale": new.low_noise_guidance_scale}
     if shift is not None:

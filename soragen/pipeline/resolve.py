@@ -24,7 +24,6 @@ from soragen.size import VideoSize, even, format_fps, num_frames_for, parse_fps,
 MAX_PROMPT = 1_000_000
 MAX_SECONDS = 3600
 MAX_STEPS = 1000
-MAX_CANDIDATES = 64
 MAX_SEED = 2**63 - 1
 
 
@@ -43,7 +42,6 @@ def resolve(
     guidance: float | None = None,
     shift: float | None = None,
     solver: str | None = None,
-    candidates: int | None = None,
     odd_sides: bool = False,
     typed: bool = True,
     video: VideoSize | None = None,
@@ -79,11 +77,6 @@ def resolve(
     low_guidance = defaults.low_noise_guidance_scale if guidance is None else 0.0
     if guidance is None:
         guidance = defaults.guidance_scale
-    if candidates is None:
-        candidates = defaults.num_candidates
-    elif candidates > 1 and defaults.num_candidates == 1:
-        words = f"{checkpoint.name} has no judge to choose among candidates"
-        raise InputError(words, "leave --candidates out, or make several videos with seeds of their own")
     return Request(
         prompt=_prompt(_standard_input() if typed and prompt == "-" else prompt, needed=edit is None),
         negative_prompt=defaults.negative_prompt if negative is None else _text(negative, "negative prompt"),
@@ -99,7 +92,6 @@ def resolve(
         loras=tuple(parse_lora(text, partial=lora_partial) for text in lora or ()),
         direct=direct,
         quantize=None if quantize is None else _one_of("--quantize", quantize, QUANTIZED),
-        num_candidates=_within("candidates", candidates, 1, MAX_CANDIDATES),
         attention="sdpa" if attention is None else _one_of("--attention", attention, ATTENTIONS),
     )
 

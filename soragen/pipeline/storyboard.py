@@ -22,8 +22,8 @@ from soragen.size import VideoSize
 from soragen.tables import read_toml
 
 FOR_ALL = (
-    "size", "fps", "model", "seed", "steps", "guidance", "negative", "shift", "solver", "candidates", "lora",
-    "lora_partial", "quantize", "attention",
+    "size", "fps", "model", "seed", "steps", "guidance", "negative", "shift", "solver", "lora", "lora_partial",
+    "quantize", "attention",
 )  # fmt: skip
 """What a storyboard may say for all shots."""
 OF_ONE = ("prompt", "seconds", "frames", "seed", "negative", "guidance", "continued", "image", "fit")

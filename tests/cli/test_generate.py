@@ -50,8 +50,8 @@ def test_json_is_one_object(cli: Cli, fake_run: FakeRun) -> None:
 def test_every_option_reaches_the_request(cli: Cli, fake_run: FakeRun) -> None:
     given = "--size 640x360 --seconds 1.5 --fps 24 --seed 5 --steps 9 --guidance 2.5 --shift 4 --solver euler"
     ended = cli(
-        "generate", "a ball", *given.split(), "--candidates", "2", "--negative", "blur", "--device", "cpu",
-        "--dtype", "float32", "--no-metadata", "--strict", "--quiet", "-o", "x.mp4",
+        "generate", "a ball", *given.split(), "--negative", "blur", "--device", "cpu", "--dtype", "float32",
+        "--no-metadata", "--strict", "--quiet", "-o", "x.mp4",
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
     call = fake_run.calls[0]
@@ -67,7 +67,6 @@ def test_every_option_reaches_the_request(cli: Cli, fake_run: FakeRun) -> None:
         "guidance_scale": 2.5,
         "shift": 4.0,
         "solver": "euler",
-        "num_candidates": 2,
         "checkpoint": "pocket",
     }
     assert (call.device, call.dtype, call.metadata, call.strict_prompt) == ("cpu", "float32", False, True)

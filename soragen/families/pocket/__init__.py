@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from soragen.diffusion.grid import Compression, Grid
-from soragen.families.pocket.judge import JudgeConfig, PocketJudge
 from soragen.families.pocket.refiner import PocketRefiner, RefinerConfig
 from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig
 from soragen.families.pocket.upscaler import FACTOR, PocketUpscaler, UpscalerConfig
@@ -26,7 +25,7 @@ MAX_LENGTH = 96
 
 
 class Pocket:
-    """See `soragen.models.family.UpscalerFamily` and `JudgingFamily`."""
+    """See `soragen.models.family.UpscalerFamily`."""
 
     def compression(self, folder: Path) -> Compression:
         patch = read_config(folder / "transformer", TransformerConfig).patch_size
@@ -97,15 +96,7 @@ class Pocket:
             network.refiner = load_module(
                 lambda: PocketRefiner(settings), refiner, device=device, dtype=dtype, keep_float32=("latent_std",)
             )
-        if self.has_judge(folder):
-            measure = read_config(folder / "judge", JudgeConfig)
-            network.judge = load_module(
-                lambda: PocketJudge(measure), folder / "judge", device=device, dtype=dtype, keep_float32=("latent_std",)
-            )
         return network
-
-    def has_judge(self, folder: Path) -> bool:
-        return (folder / "judge").is_dir()
 
     def load_vae(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PocketVae:
         config = read_config(folder / "vae", VaeConfig)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from soragen.diffusion.grid import Grid, patchify, unpatchify
 from soragen.diffusion.schedule import NoiseLevel
-from soragen.families.pocket.judge import PocketJudge
 from soragen.families.pocket.refiner import PocketRefiner
 from soragen.models.attention import attend
 from soragen.models.family import Context, Denoiser
@@ -254,9 +253,7 @@ class PocketTransformer(nn.Module):
         self.final_modulation = nn.Linear(c.width, 2 * c.width)
         self.patch_out = nn.Linear(c.width, token_dim)
         self.head = LocalHead(c) if c.head_width else None
-        # Parts of their own, which have no share in a step.
-        self.refiner: PocketRefiner | None = None
-        self.judge: PocketJudge | None = None
+        self.refiner: PocketRefiner | None = None  # a part of its own: it has no share in a step
 
     def init_weights(self) -> None:
         """Each block starts as the identity and the output at zero (adaLN-Zero)."""
@@ -333,11 +330,6 @@ class PocketTransformer(nn.Module):
         goes_on = torch.cat([here, here[:, :, following]], dim=2)
         refined = self.refiner.refine(goes_on, torch.cat([made, made[following]]))[:, :, :-1].to(latents)
         return torch.cat([refined[:, :, -1 - num_cyclic :], refined[:, :, 1 + num_cyclic :]], dim=2)
-
-    def agreement(self, clean: Tensor, context: Context) -> float:
-        """See `soragen.models.family.JudgingTransformer`; for a checkpoint that has such a network."""
-        assert self.judge is not None
-        return float(self.judge.agreement(clean, context.embeddings.to(clean.device), context.mask))
 
     @torch.inference_mode()
     def bind(self, context: Context, grid: Grid) -> Denoiser:
