@@ -152,9 +152,10 @@ def _loop(request: Request, edit: Edit, room: Room) -> Timeline:
         raise InputError(f"{request.checkpoint} cannot be given frames within a clip", "use --model pocket")
     cyclic = max(1, min(room.window // 4, num_frames // stride - 1))
     # Shown is each latent frame once, but the very first, which holds a single frame. Those that come again are shown
-    # as they come again: then the video ends with what came before its first frame.
+    # as they come again: then the video ends with what came before its first frame. It begins with the last frame of a
+    # latent frame: those of one follow each other more smoothly than two latent frames do, and the last is the surest.
     start = 1 + cyclic * stride
-    return Timeline(start + num_frames, (Piece(start, num_frames),), num_cyclic=cyclic)
+    return Timeline(start + num_frames, (Piece(start - 1, num_frames),), num_cyclic=cyclic)
 
 
 def _bridge(request: Request, edit: Edit, room: Room, ends: int, to: int) -> tuple[Piece, tuple[Given, Given]]:
