@@ -95,8 +95,11 @@ class _Made:
     def join(self, given: Given, number: int) -> Join:
         """Frame `number` of the timeline, which is a given one, as it is decoded and as it came."""
         decoded = next(self.frames(number, 1))[0]
-        source = source_frame(self.plan, given, given.first + number - given.start, *decoded.shape[:2])
-        return Join(decoded, source.to(decoded))
+        here = given.first + number - given.start
+        source, behind = (source_frame(self.plan, given, n, *decoded.shape[:2]) for n in (here, here + 1))
+        edit = self.plan.request.edit
+        is_last = edit is None or here + 1 >= edit.sources[given.source].num_frames
+        return Join(decoded, source.to(decoded), None if is_last else float((source - behind).abs().mean()))
 
     def frames(self, first: int, count: int) -> Iterator[Tensor]:
         """Frames first .. first + count as floats in 0..1; those before them are passed over."""

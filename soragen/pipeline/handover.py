@@ -48,10 +48,14 @@ FLOW_BYTES = 4_000_000
 
 @dataclass(frozen=True)
 class Join:
-    """The frame at a join, [H, W, 3] in 0..1: as the VAE gives it back, and as it came."""
+    """The frame at a join, [H, W, 3] in 0..1: as the VAE gives it back, and as it came.
+
+    step: the mean difference of it and the frame of the source behind it; None where that has no other.
+    """
 
     decoded: Tensor
     source: Tensor
+    step: float | None = None
 
 
 class Trail:
@@ -78,25 +82,29 @@ class Trail:
         return more.add_(frame).clamp_(0, 1)
 
 
-def arrive(frames: Sequence[Tensor], source: Tensor) -> Iterator[Tensor]:
+def arrive(frames: Sequence[Tensor], source: Tensor, going_on: float | None = None) -> Iterator[Tensor]:
     """The last made frames [H, W, 3] uint8 before `source`, a frame of the file as it came; they and it in 0..1.
 
-    The share by which the step to it is larger than those between them is spread over them: whole in the last, nothing
-    in the first. What is seen moves to where the source has it, and changes into what the source shows there. A single
-    frame stays as it is.
+    The share by which the step to it is larger than those between them, and than `going_on`, the one behind it, is
+    spread over them: whole in the last, nothing in the first. What is seen moves to where the source has it, and
+    changes into what the source shows there. A single frame stays as it is.
     """
     last, share = to_float(frames[-1]), 0.0
+    along = calm(flow(source, last, ARRIVING_SIDE))
+
+    def arrived(frame: Tensor, part: float) -> Tensor:
+        change = moved(source, (part - 1) * along).sub_(moved(last, part * along))
+        return change.mul_(part).add_(moved(frame, part * along)).clamp_(0, 1)
+
     if len(frames) > 1:
         usual = statistics.mean(difference(a, b) for a, b in itertools.pairwise(frames))
-        size = float((source - last).abs().mean())
-        share = max(0.0, size - usual) / max(size, 1e-6)
-    along = calm(flow(source, last, ARRIVING_SIDE))
+        usual = usual if going_on is None else min(usual, going_on)
+        for power in (1.0, 0.5):  # of what moves the last bit of its way is seen most: half of what is left goes, too
+            size = float((source - arrived(last, share)).abs().mean())
+            share = 1 - (1 - share) * min(1.0, usual / max(size, 1e-6)) ** power
     for i, frame in enumerate(frames):
-        if not (part := share * i / max(1, len(frames) - 1)):
-            yield to_float(frame)
-            continue
-        change = moved(source, (part - 1) * along).sub_(moved(last, part * along))
-        yield change.mul_(part).add_(moved(to_float(frame), part * along)).clamp_(0, 1)
+        part = share * i / max(1, len(frames) - 1)
+        yield arrived(to_float(frame), part) if part else to_float(frame)
 
 
 def fade(distance: int, length: int) -> float:
@@ -157,7 +165,7 @@ def hand_over(
             waiting[-distance] = to_uint8(last.applied(to_float(waiting[-distance]), fade(distance, length)))
         early = max(0, num_waiting - ARRIVING)
         yield from (to_float(waiting.popleft())[None] for _ in range(early))
-        yield from (frame[None] for frame in arrive(waiting, join.source))
+        yield from (frame[None] for frame in arrive(waiting, join.source, join.step))
 
 
 def to_float(frame: Tensor) -> Tensor:

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 SIDE = 128
 """The shorter side of the small frames that are compared, where they are neighbours."""
 REACH = 5
-MOVING_COSTS = 2e-5
-"""Of the mean squared error of luma in 0..1, for each squared pixel of movement."""
+MOVING_COSTS = 1e-6
+"""Of the mean squared error of luma in 0..1, for each squared pixel of movement. At twenty times that, what is softly
+drawn stays where it was, and what follows it stands still (docs/decisions/0013-handover.md)."""
 
 
-def match(one: Tensor, other: Tensor, block: int, stride: int, side: int = SIDE) -> tuple[Tensor, tuple[int, int]]:
+def match(
+    one: Tensor, other: Tensor, block: int, stride: int, side: int = SIDE, moving_costs: float = MOVING_COSTS
+) -> tuple[Tensor, tuple[int, int]]:
     """Movement [1, 2, h, w] in pixels of the small frames, right and down, of the blocks of `one` to where they are in
     `other`; and the small frames' (height, width).
 
@@ -39,7 +42,7 @@ def match(one: Tensor, other: Tensor, block: int, stride: int, side: int = SIDE)
     errors = torch.cat([mean((there - here).square()) for there in shifted])[:, 0]  # [shifts, h, w]
     costs = errors.flatten(1).T.reshape(-1, len(span), len(span))  # [blocks, y, x]
     away = (torch.arange(len(span)) - REACH).to(costs)
-    costs = costs + MOVING_COSTS * (away[:, None].square() + away.square())
+    costs = costs + moving_costs * (away[:, None].square() + away.square())
     best = costs.flatten(1).argmin(1)
     y, x = best // len(span), best % len(span)
     row = torch.arange(len(costs))
