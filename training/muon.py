@@ -64,16 +64,3 @@ class Conv(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight.unflatten(1, (-1, 3, 3)), self.bias, self.stride, 1)
-
-
-def make_optimizers(network: nn.Module, parts: tuple[str, ...]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside these parts of a network that tells attributes, AdamW for the rest.
-
-    By it the judge learnt in 200 steps what took AdamW alone 450 (training/LOG.md).
-    """
-    hidden = [p for part in parts for p in network.get_submodule(part).parameters() if p.dim() == 2]
-    others = [p for p in network.parameters() if p.requires_grad and all(p is not each for each in hidden)]
-    return [
-        Muon(hidden, lr=1e-2, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=2e-3, weight_decay=0.05),
-    ]

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from collections import defaultdict
@@ -50,7 +49,7 @@ KNOWN_FRAMES = 0.4
 CONTINUED = 0.25
 CLIP_LATENT_FRAMES = 7
 SUBJECT_WEIGHT = 4.0
-MORE_OFTEN = {"bouncing": 3.0, "swaying": 3.0, "spinning": 2.0, "duck": 2.0, "orbit": 2.0}
+MORE_OFTEN = {"bouncing": 3.0, "swaying": 3.0, "spinning": 2.0, "duck": 2.0}
 """What is learnt last is drawn more often."""
 RATE_FALLS = 0.3
 """Share of the training, at its end, over which the learning rate falls to zero."""
@@ -72,7 +71,7 @@ class Shard:
 class Pool:
     """All latent shards on disk, by kind and shape; `refresh` takes in those that have appeared since.
 
-    more_often: how often scenes of some subjects, motions and cameras are drawn, against 1 for all others.
+    more_often: how often scenes of some subjects and motions are drawn, against 1 for all others.
     """
 
     def __init__(self, folder: Path, more_often: dict[str, float] | None = None) -> None:
@@ -90,7 +89,7 @@ class Pool:
             self.seen.add(path.name)
             tensors, scenes = read_shard(path)
             kind = path.name.split("-")[0]
-            odds = [math.prod(self.more_often.get(v, 1.0) for v in (s.subject, s.motion, s.camera)) for s in scenes]
+            odds = [self.more_often.get(s.subject, 1.0) * self.more_often.get(s.motion, 1.0) for s in scenes]
             whole = Shard(tensors["latents"], tensors["mask"], scenes, odds)
             rows = [i for i, scene in enumerate(scenes) if not scene.is_handed]
             flipped = Shard(

@@ -66,6 +66,22 @@ def test_a_large_step_to_what_follows_is_spread_over_the_last_frames() -> None:
     assert arrived[0] == pytest.approx(0.1, abs=0.002) and 0.8 - arrived[-1] == pytest.approx(0.02, abs=0.005)
 
 
+def test_where_the_source_goes_on_more_slowly_made_frames_arrive_as_slowly() -> None:
+    source, made = torch.full((2, 2, 3), 0.5), flat(0.1, 0.2, 0.3, 0.4)
+    assert shades(arrive(made, source)) == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.003)
+    slowly = shades(arrive(made, source, going_on=0.02))
+    assert slowly[0] == pytest.approx(0.1, abs=0.003) and 0.5 - slowly[-1] == pytest.approx(0.02, abs=0.005)
+    faster = shades(arrive(made, source, going_on=0.3))
+    assert faster == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.003)
+
+
+def test_the_step_of_the_source_decides_how_a_passage_arrives() -> None:
+    shown = [torch.full((HEIGHT, WIDTH, 3), value) for value in (0.2, 0.3, 0.4)]
+    after = {step: Join(torch.full_like(shown[0], 0.5), torch.full_like(shown[0], 0.5), step) for step in (None, 0.02)}
+    steps = {step: 0.5 - float(run(shown, None, join)[-1].mean()) for step, join in after.items()}
+    assert steps[0.02] < 0.6 * steps[None]
+
+
 def test_what_arrives_elsewhere_moves_there() -> None:
     """It does not fade out here and in there."""
     torch.manual_seed(0)

@@ -3,8 +3,6 @@
 import importlib
 import os
 import random
-import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,15 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from soragen.diffusion.sampler import denoise
-from soragen.diffusion.schedule import NoiseLevel, make_schedule
-from soragen.diffusion.solver import make_solver
 from soragen.families.pocket import FAMILY
 from soragen.families.pocket.refiner import PocketRefiner, RefinerConfig
 from soragen.pipeline.resolve import resolve
 from soragen.pipeline.run import generate
 from soragen.video.facts import video_facts
-from training import clips, export, judge, latents, refiner, resample, restore, text, transformer, tune, vae
+from training import clips, export, latents, refiner, resample, restore, text, transformer, vae
 from training.world.captions import caption
 from training.world.motion import subject_pose
 from training.world.render import render
@@ -45,7 +40,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         latents.main([str(run)])
         transformer.main([str(run), "--minutes", "0.02", "--width", "64", "--layers", "1", "--tokens", "64"])
         refiner.main([str(run), "--minutes", "0.02", "--tokens", "64"])
-        judge.main([str(run), "--minutes", "0.02", "--width", "8", "--clips", "2"])
         export.main([str(run), str(run / "checkpoint")])
     finally:
         torch.set_num_threads(threads)
@@ -81,68 +75,10 @@ def test_every_stage_goes_on_where_it_was(run: Path, capsys: pytest.CaptureFixtu
     assert torch.load(run / "refiner" / "state.pt", weights_only=True)["step"] > before["step"]
     assert "told {'detail': " in capsys.readouterr().out
 
-    before = torch.load(run / "judge" / "state.pt", weights_only=True)
-    minutes = str(before["seconds"] / 60 + 0.02)
-    judge.main([str(run), "--minutes", minutes, "--width", "8", "--clips", "2"])
-    assert torch.load(run / "judge" / "state.pt", weights_only=True)["step"] > before["step"]
-    assert "right on held-out clips: subject " in capsys.readouterr().out
-
     before = torch.load(run / "vae" / "state.pt", weights_only=True)
     minutes = str(before["seconds"] / 60 + 0.02)
     vae.main([str(run), "--minutes", minutes, "--batch", "1", "--crop", "32", "--frames", "5", "--freeze-encoder"])
     assert torch.load(run / "vae" / "state.pt", weights_only=True)["step"] > before["step"]
-
-
-def test_the_transformer_is_tuned_and_goes_on_where_it_was(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("latents", "held_out_latents", "text", "judge"):
-        (tmp_path / name).symlink_to(run / name)
-    shutil.copytree(run / "transformer", tmp_path / "transformer")
-    weights = tmp_path / "transformer" / "model.safetensors"
-    before = load_file(weights)
-    threads = torch.get_num_threads()
-    try:
-        tune.main([str(tmp_path), "--minutes", "0.01", "--clips", "1"])
-        state = torch.load(tmp_path / "tune" / "state.pt", weights_only=True)
-        assert state["turn"] == 1 and state["step"] == tune.TAKEN
-        tune.main([str(tmp_path), "--minutes", str(state["seconds"] / 60 + 0.01), "--clips", "1"])
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.load(tmp_path / "tune" / "state.pt", weights_only=True)["turn"] == 2
-    after = load_file(weights)
-    assert not torch.equal(after["patch_out.weight"], before["patch_out.weight"])
-    assert torch.equal(after["latent_std"], before["latent_std"])
-    assert {"pull of judge", "pull of critic", "pull of flow"} <= set(
-        re.findall("pull of [a-z]+", capsys.readouterr().out)
-    )
-
-
-def test_a_rollout_is_what_the_sampler_makes() -> None:
-    torch.manual_seed(0)
-    config = transformer.TransformerConfig(latent_channels=8, width=64, num_layers=1, num_heads=2, mlp_width=64)
-    network = transformer.PocketTransformer(config).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        parameter.normal_(std=0.1)
-    network.latent_std.fill_(1.0)
-    captions = tune.Captions.__new__(tune.Captions)
-    captions.said = torch.randn(2, 5, config.text_width), torch.ones(2, 5, dtype=torch.bool)
-    captions.unsaid = torch.randn(1, 2, config.text_width), torch.ones(1, 2, dtype=torch.bool)
-    clock, noise = transformer.Clock(config, "cpu"), torch.randn(2, 8, 3, 4, 4)
-    schedule = make_schedule("flow", tune.NUM_STEPS, 3.0, 12)
-    states, made = tune.roll_out(network, captions, noise, schedule, 2.0, clock)
-
-    def denoiser(latents: torch.Tensor, level: NoiseLevel, mask: torch.Tensor | None = None) -> torch.Tensor:
-        sigma = torch.full((2, 3), level.sigma)
-        clean = network(latents, sigma, clock(latents), *captions.words(network, torch.arange(2)))
-        unguided = network(latents, sigma, clock(latents), *captions.no_words(network, 2))
-        return unguided + 2.0 * (clean - unguided)
-
-    steps = list(denoise(denoiser, noise, schedule, make_solver("euler", schedule)))
-    torch.testing.assert_close(made, steps[tune.TAKEN - 1].clean, rtol=1e-4, atol=1e-4)
-    assert states.row.tolist() == [0, 1] * tune.TAKEN
-    torch.testing.assert_close(states.latents[2:4], steps[0].latents, rtol=1e-4, atol=1e-4)
-    assert sum(len(batch.row) for batch in states.batches(random.Random(0), 2)) == 2 * tune.TAKEN
 
 
 def test_the_decoder_can_learn_from_what_the_transformer_leaves(run: Path) -> None:
