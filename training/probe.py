@@ -6,7 +6,8 @@ It sees renders only: the clips and single images of RUN/pixels at 64 x 64, thre
 time, and some thousand small clips more that are rendered for it alone. One shard of clips in four is seen through the
 VAE as well, and all are blurred, speckled and made blocky at random, so that the answers do not hang on edges that no
 decoder gives back. Goes on from RUN/probe/state.pt where it was stopped, writes RUN/probe/model.safetensors, and prints
-its accuracy on RUN/held_out.
+its accuracy on RUN/held_out. With `--keep` the weights also go beside this file, where every run finds them that has no
+probe of its own: so scores can be compared.
 """
 
 from __future__ import annotations

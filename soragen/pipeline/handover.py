@@ -30,7 +30,7 @@ LENGTH = 1.0
 """Seconds that the difference takes to fade."""
 MOST_FRAMES = 16
 """That may be held back before a join: frames are large."""
-PREDICTED = 0.25
+PREDICTED = 0.5
 """How much of a made frame beside the join is what was followed to there. It fades faster than the difference."""
 SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""

@@ -16,6 +16,7 @@ from soragen.models.family import Context
 from soragen.size import VideoSize
 from training import clips, evaluate, probe, prompts, sample, vae, views
 from training.world.captions import SYNONYMS, caption, describe
+from training.world.render import render
 from training.world.scene import ATTRIBUTES, SUBJECTS, is_held_out, sample_scene
 
 FREEFORM = prompts.HELD_OUT.with_name("freeform.jsonl")
@@ -120,3 +121,13 @@ def test_the_probe_learns_goes_on_and_scores_a_model(
     reports = [json.loads(path.read_text()) for path in (tmp_path / "scores").glob("*.json")]
     assert len(reports) == 2 and all(report["table"]["mismatched"] and len(report["clips"]) == 2 for report in reports)
     assert min(decibels for report in reports for decibels in report["decibels"]) == sample.UNCHANGED
+
+
+def test_the_probe_that_is_kept_knows_renders(tmp_path: Path) -> None:
+    """Where a run has none of its own; on scenes of combinations that no training has."""
+    rng = random.Random(1)
+    scenes = [sample_scene(rng, held_out=True) for _ in range(16)]
+    frames, _ = render(scenes, width=96, height=96, num_frames=views.FRAMES, fps=clips.FPS / views.STRIDE)
+    found = probe.answers(probe.load_probe(tmp_path), views.shrink(frames))
+    truth = torch.tensor([list(scene.indices().values()) for scene in scenes])
+    assert float((found == truth).float().mean()) > 0.93
