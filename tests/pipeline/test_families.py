@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,12 @@ import pytest
 import torch
 from ltx_folder import components, first_scheduler, saved, second_scheduler
 from ltx_reference import VAE_090, VAE_091, VAE_095
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from wan_folder import SHIFT, write_checkpoint
 from wan_reference import VAE_22, error
 
-from soragen.catalog import catalog, find
+from soragen.catalog import catalog, checkpoint_folder, find
 from soragen.diffusion.schedule import make_schedule
 from soragen.diffusion.solver import make_solver
 from soragen.pipeline import run
@@ -195,3 +196,11 @@ def test_the_shift_is_that_of_the_size_which_is_rendered() -> None:
         return resolve(PROMPT, model="wan2.1-t2v-14b", size=size, listen=lambda event: None).shift
 
     assert [shift(size) for size in ("832x480", "1280x720", "1920x1080", "320x180")] == [3.0, 5.0, 5.0, 5.0]
+
+
+def test_a_small_network_beside_the_transformer_is_weighed_with_it(tmp_path: Path) -> None:
+    pocket, cpu = checkpoint_folder(find("pocket")), Machine(torch.device("cpu"), *[torch.float32] * 3)
+    alone = tmp_path / "alone"
+    shutil.copytree(pocket, alone, ignore=shutil.ignore_patterns("refiner"))
+    refiner = sum(math.prod(t.shape) for t in load_file(next((pocket / "refiner").glob("*.safetensors"))).values())
+    assert weigh(pocket, cpu)["transformer"] - weigh(alone, cpu)["transformer"] == 4 * refiner
