@@ -95,11 +95,12 @@ class _Made:
     def join(self, given: Given, number: int) -> Join:
         """Frame `number` of the timeline, which is a given one, as it is decoded and as it came."""
         decoded = next(self.frames(number, 1))[0]
-        here = given.first + number - given.start
-        source, behind = (source_frame(self.plan, given, n, *decoded.shape[:2]) for n in (here, here + 1))
-        edit = self.plan.request.edit
-        is_last = edit is None or here + 1 >= edit.sources[given.source].num_frames
-        return Join(decoded, source.to(decoded), None if is_last else float((source - behind).abs().mean()))
+        here, edit = given.first + number - given.start, self.plan.request.edit
+        assert edit is not None
+        source, step = source_frame(self.plan, given, here, *decoded.shape[:2]), None
+        if here + 1 < edit.sources[given.source].num_frames:
+            step = float((source_frame(self.plan, given, here + 1, *decoded.shape[:2]) - source).abs().mean())
+        return Join(decoded, source.to(decoded), step)
 
     def frames(self, first: int, count: int) -> Iterator[Tensor]:
         """Frames first .. first + count as floats in 0..1; those before them are passed over."""

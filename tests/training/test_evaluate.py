@@ -127,7 +127,8 @@ def test_the_probe_that_is_kept_knows_renders(tmp_path: Path) -> None:
     """Where a run has none of its own; on scenes of combinations that no training has."""
     rng = random.Random(1)
     scenes = [sample_scene(rng, held_out=True) for _ in range(16)]
-    frames, _ = render(scenes, width=96, height=96, num_frames=views.FRAMES, fps=clips.FPS / views.STRIDE)
+    size = {"width": 96, "height": 96, "num_frames": views.FRAMES, "fps": clips.FPS / views.STRIDE}
+    frames = torch.cat([render([scene], **size)[0] for scene in scenes])
     found = probe.answers(probe.load_probe(tmp_path), views.shrink(frames))
     truth = torch.tensor([list(scene.indices().values()) for scene in scenes])
     assert float((found == truth).float().mean()) > 0.93
