@@ -105,7 +105,7 @@ class Tries:
         if clip.prompt:
             frames = self.make(edits.loop(clip.prompt, None, frames=24, size=_size(clip), fps="12", **self.asked))
             self.whole("loop PROMPT", frames, 24)
-            self.seam("loop PROMPT", frames, 3 * self.stride)
+            self.seam("loop PROMPT", frames, 3 * self.stride + 1)  # it begins with the last frame of a latent frame
         source = clip.frames[:HALF]
         request = edits.loop(str(self.file("source.mkv", source)), clip.prompt, frames=12, **self.asked)
         frames = self.make(request)
