@@ -143,12 +143,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="the model's default unless given")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--continue", action="store_true", dest="continuing")
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     if device.type == "cpu":
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(1)
     prompts = read_prompts(options.prompts)
     if options.continuing:
         prompts = [prompt for prompt in prompts if all(prompt.attributes[name] for name in CONTINUED_GOALS)]
