@@ -1,6 +1,6 @@
 """Measures what the verbs do, on renders that training never sees and on pictures that ffmpeg makes by itself.
 
-    python bench/verbs.py RUN --count 48                  # RUN/held_out, RUN/probe where there is one
+    python bench/verbs.py RUN --count 48                  # RUN/held_out; RUN/probe, or the one that is kept
     python bench/verbs.py RUN --only extend --count 8     # one verb
     python bench/verbs.py RUN --write docs/bench.md       # and puts the table into the page
 
@@ -73,7 +73,7 @@ class Tries:
 
     folder: Path
     asked: dict[str, Any]
-    probe: Probe | None
+    probe: Probe
     vae: Vae
     stride: int
     scores: Scores = field(default_factory=lambda: Scores(BARS))
@@ -145,7 +145,7 @@ class Tries:
                 self.scores.add("restyle", UNCHANGED, decibels(frames, clip.frames))
                 continue
             self.scores.add("restyle", f"distance at strength {strength:g}, of 255", 255 * distances[-1])
-            if scene and self.probe:
+            if scene:
                 told, true = self.told(frames), self.told(clip.frames)
                 for what, name in (("time of day changed", "time"), ("motion kept", "motion")):
                     right = getattr(scene, name)
@@ -178,7 +178,7 @@ class Tries:
         )  # fmt: skip
 
     def seen(self, verb: str, frames: Tensor, truth: Tensor, scene: Scene | None) -> None:
-        if scene is None or self.probe is None:
+        if scene is None:
             return
         told, real = self.told(frames), self.told(truth)
         right = {name: (told[name] == getattr(scene, name), real[name] == getattr(scene, name)) for name in KEPT}
@@ -188,7 +188,6 @@ class Tries:
 
     def told(self, frames: Tensor) -> dict[str, str]:
         """What the probe sees of seven frames, spread evenly."""
-        assert self.probe is not None
         chosen = torch.linspace(0, len(frames) - 1, FRAMES).round().long()
         indices = answers(self.probe, shrink(frames[chosen][None]))[0].tolist()
         return {name: values[index] for (name, values), index in zip(ATTRIBUTES.items(), indices, strict=True)}
@@ -239,12 +238,11 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoint = find(options.model)
     family, weights = family_of(checkpoint), checkpoint_folder(checkpoint)
     vae = family.load_vae(weights, torch.device("cpu"), torch.float32)
-    probe = load_probe(options.run) if (options.run / "probe" / "model.safetensors").exists() else None
     clips = (held_out(options.run, options.count) if options.count else []) + made()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         asked = {"model": options.model, "steps": options.steps, "listen": _ignore}
-        tries = Tries(Path(folder), asked, probe, vae, family.compression(weights).stride[0])
+        tries = Tries(Path(folder), asked, load_probe(options.run), vae, family.compression(weights).stride[0])
         for number, clip in enumerate(clips):
             asked["seed"] = number
             for verb in options.only or VERBS:
@@ -257,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     steps = options.steps or checkpoint.defaults.num_steps
     about = (
         f"`python bench/verbs.py RUN --count {options.count}`: {checkpoint.name} ({checkpoint.digest[:8]}), {steps} "
-        f"steps, {len(clips)} clips, {'with the probe' if probe else 'the probe is not trained'}"
+        f"steps, {len(clips)} clips, with the probe"
     )
     text = f"{about}\n\n{table(HEAD, rows)}"
     print(text)
