@@ -30,15 +30,13 @@ from soragen.video.read import chunk_frames
 PARTS = ("text_encoder", "transformer", "vae")
 STREAMED = {"text_encoder": "text", "transformer": "denoise"}
 """Parts whose blocks may come one at a time, and the stages in which they work."""
-SOME = ("transformer_2", "image_encoder")
+SOME = ("transformer_2", "image_encoder", "refiner")
 """Parts that only some checkpoints have."""
 READ_DTYPE = torch.float32
 """What given frames are encoded in, by the VAE and by an image encoder, whatever decodes: an error in them is in every
 step after (docs/precision.md)."""
 TURNS = {"transformer_2": "transformer"}
 """Of those, the ones that are never in memory together with that part."""
-BESIDE = {"refiner": "transformer"}
-"""Small networks that only some checkpoints have, and the part that they are in memory with."""
 FIXED_BYTES = 375_000_000
 """Python, torch and its buffers, before any weights: measured, as are those of ffmpeg, on two cores."""
 FFMPEG_BYTES, FFMPEG_BYTES_PER_PIXEL = 50_000_000, 170
@@ -66,9 +64,9 @@ class Footprint:
     """Of a plan, all that counts in memory.
 
     folder: of the checkpoint. timeline: what is rendered, of what is given, and what the file is made of. grid: of the
-    whole video; window_grid: of what is denoised at once. work: of one window,
-    in float32. weight_bytes: of each network as it is computed with; of two that take turns in memory, those of the
-    larger; of one that is streamed, what of it is there at once. residence: of those parts that are not resident.
+    whole video; window_grid: of what is denoised at once. work: of one window, in float32. weight_bytes: of each
+    network as it is computed with; of two that take turns in memory, those of the larger; of one that is streamed, what
+    of it is there at once; a refiner is there beside the transformer. residence: of those parts that are not resident.
     tile: latents (height, width) that the VAE takes at once; None is all of them. upsampler_bytes: of the network that
     upsamples the latents of a first pass, beside the transformer, in float32; 0 where there is none.
     """
@@ -114,6 +112,7 @@ class Footprint:
             **({"read": read + self.given_bytes} if self.given_bytes else {}),
             "denoise": FIXED_BYTES
             + self.weight_bytes["transformer"]
+            + self.weight_bytes["refiner"]
             + max(transformer, upsampler)
             + 2 * self.latent_bytes
             + LATENTS_HELD * window,
@@ -234,16 +233,18 @@ def _cut(plan: Fitted, excess: int, dtype: torch.dtype) -> Fitted:
 
 def weigh(folder: Path, machine: Machine, quantize: str | None = None) -> dict[str, int]:
     """`Footprint.weight_bytes` of the checkpoint in `folder`, from the headers of its files. Raises WeightsError."""
-    found = {**dict.fromkeys(PARTS, 0), "image_encoder": 0}
+    widths = {
+        **{part: getattr(machine, part).itemsize for part in PARTS},
+        "image_encoder": READ_DTYPE.itemsize,
+        "refiner": machine.transformer.itemsize,
+    }
+    found = dict.fromkeys(widths, 0)
     for part in (*PARTS, *(part for part in SOME if has(folder, part))):
         counts_as = TURNS.get(part, part)
-        width = READ_DTYPE.itemsize if part == "image_encoder" else getattr(machine, counts_as).itemsize
+        width = widths[counts_as]
         is_quantized = quantize is not None and counts_as in STREAMED
         size = _quantized_bytes(folder / part, width) if is_quantized else width * _num_weights(folder / part)
         found[counts_as] = max(found[counts_as], size)
-    for part, beside in BESIDE.items():
-        if has(folder, part):
-            found[beside] += getattr(machine, beside).itemsize * _num_weights(folder / part)
     return found
 
 

@@ -138,7 +138,8 @@ def share(plans: Sequence[Plan]) -> run.Networks:
     plan = strictest(plans, "transformer")
     largest = max(each.peak_bytes[stage] for each in plans for stage in each.peak_bytes if stage != "text")
     # Whatever stage needs most, all that stays is beside it; its own weights count twice, to be on the safe side.
-    all_weights = plan.weight_bytes["transformer"] + plan.weight_bytes["vae"] + plan.read_vae_bytes
+    denoisers = plan.weight_bytes["transformer"] + plan.weight_bytes["refiner"]
+    all_weights = denoisers + plan.weight_bytes["vae"] + plan.read_vae_bytes
     if largest + plan.peak_bytes["encode"] + all_weights > memory_budget(plan.machine.device).available:
         return run.ALONE
     vae = cache(lambda: run.load_whole_vae(plan))

@@ -32,7 +32,7 @@ Ask = Callable[..., Request]
 Free = Callable[..., None]
 CARD = torch.device("cuda", 0)
 MB = 10**6
-WEIGHED = ("text_encoder", "transformer", "vae", "image_encoder")
+WEIGHED = ("text_encoder", "transformer", "vae", "image_encoder", "refiner")
 
 
 @pytest.fixture(scope="module")
