@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from soragen.families.pocket.transformer import PocketTransformer
 from training import export, transformer
+from training.pool import Pool
 from training.sample import decode, generate, load_model
 from training.text import Reader, embed, load_encoder
-from training.transformer import Clock, Pool
+from training.transformer import Clock
 
 PROMPTS = [
     "a red ball bouncing on green grass at sunset",

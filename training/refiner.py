@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from soragen.families.pocket.refiner import PocketRefiner, RefinerConfig
+from training.pool import CLIP_LATENT_FRAMES, Pool
 from training.precision import autocast
-from training.transformer import CLIP_LATENT_FRAMES, SUBJECT_WEIGHT, Pool
+from training.transformer import SUBJECT_WEIGHT
 from training.vae import load_vae
 
 TOKENS_PER_STEP = 3072

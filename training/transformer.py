@@ -11,7 +11,8 @@ each has its own samples, and their gradients are averaged. What it does beyond 
   around a half, where detail is decided; higher ones for long clips, whose frames tell each other's layout through more
   noise;
 - in four of ten clips some frames are given (noise level 0): the first ones, the last ones, both, or any;
-- errors on the subject count more than errors on the ground;
+- errors on the subject count more than errors on the ground, and what changes from frame to frame more than what does
+  not;
 - one caption in ten is empty, for classifier-free guidance.
 """
 
@@ -32,124 +33,57 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soragen.families.pocket.transformer import PocketTransformer, Positions, TransformerConfig, lay_positions
-from training.clips import FPS, read_shard
+from training.clips import FPS
 from training.muon import Muon
+from training.pool import CLIP_LATENT_FRAMES, Pool, draw_known, draw_shape
 from training.precision import autocast
 from training.text import Reader, embed, load_encoder
 from training.vae import load_vae
 from training.world.captions import caption
-from training.world.scene import Scene
 
 TOKENS_PER_STEP = 4096
 SIGMA_MEAN, SIGMA_STD = 0.3, 1.4
 LONG_CLIP, LONG_SIGMA_MEAN = 5, 1.5
 EMPTY_CAPTION = 0.1
 EMA = 0.997
-KNOWN_FRAMES = 0.4
 CONTINUED = 0.25
-CLIP_LATENT_FRAMES = 7
 SUBJECT_WEIGHT = 4.0
-MORE_OFTEN = {"bouncing": 3.0, "swaying": 3.0, "spinning": 2.0, "duck": 2.0}
+MORE_OFTEN = {"bouncing": 3.0, "swaying": 4.0, "spinning": 4.0, "orbit": 1.5, "duck": 2.0, "robot": 2.0}
 """What is learnt last is drawn more often."""
 RATE_FALLS = 0.3
 """Share of the training, at its end, over which the learning rate falls to zero."""
 
 
-@dataclass
-class Shard:
-    """`latents` [n, z, T, h, w] and `mask` [n, T, h, w]; one entry of `scenes` for each.
+@dataclass(frozen=True)
+class Emphasis:
+    """What counts how much in the loss. Where the answers that are best lie does not depend on it.
 
-    odds: how often each is drawn, against others.
+    spread: the power of a channel's spread that its squared error counts with; at 2 errors are those of pixels, below
+    it faint detail counts for more. change: how often the part of an error that differs from frame to frame counts,
+    against 1 for the part that all frames have in common.
     """
 
-    latents: Tensor
-    mask: Tensor
-    scenes: list[Scene]
-    odds: list[float]
+    spread: float = 1.0
+    change: float = 1.0
 
 
-class Pool:
-    """All latent shards on disk, by kind and shape; `refresh` takes in those that have appeared since.
+MEASURED, LEARNT = Emphasis(), Emphasis(spread=2.0, change=4.0)
 
-    more_often: how often scenes of some subjects and motions are drawn, against 1 for all others.
+
+def emphasise(error: Tensor, spread: Tensor, emphasis: Emphasis) -> Tensor:
+    """Squares of an error [B, z, T, h, w] of channels with a spread [z], as they count.
+
+    By spread, or faint detail would outvote the few channels that carry brightness and shape.
     """
-
-    def __init__(self, folder: Path, more_often: dict[str, float] | None = None) -> None:
-        self.folder, self.more_often = folder, more_often or {}
-        self.shards: dict[str, dict[tuple[int, int], list[Shard]]] = {
-            "images": defaultdict(list),
-            "clips": defaultdict(list),
-        }
-        self.seen: set[str] = set()
-
-    def refresh(self) -> None:
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if path.name in self.seen:
-                continue
-            self.seen.add(path.name)
-            tensors, scenes = read_shard(path)
-            kind = path.name.split("-")[0]
-            odds = [self.more_often.get(s.subject, 1.0) * self.more_often.get(s.motion, 1.0) for s in scenes]
-            whole = Shard(tensors["latents"], tensors["mask"], scenes, odds)
-            rows = [i for i, scene in enumerate(scenes) if not scene.is_handed]
-            flipped = Shard(
-                tensors["mirrored"][rows], tensors["mirrored_mask"][rows], [scenes[i].mirrored() for i in rows],
-                [odds[i] for i in rows],
-            )  # fmt: skip
-            for shard in (whole, flipped):
-                if shard.scenes:
-                    self.shards[kind][shard.latents.shape[-2], shard.latents.shape[-1]].append(shard)
-
-    def count(self, kind: str) -> int:
-        return sum(len(shard.scenes) for shards in self.shards[kind].values() for shard in shards)
-
-    def draw(self, rng: random.Random, kind: str, frames: slice, tokens: int) -> tuple[Tensor, Tensor, list[Scene]]:
-        """A batch of one shape with about `tokens` tokens: latents [B, z, T, h, w], mask [B, T, h, w], scenes.
-
-        frames: which latent frames of a clip. Where there are no images, first frames of clips are.
-        """
-        shapes = self.shards[kind] or self.shards["clips"]
-        shape = rng.choices(list(shapes), [len(shards) for shards in shapes.values()])[0]
-        batch = max(1, tokens * 4 // (shape[0] * shape[1] * (frames.stop - frames.start)))
-        picks = rng.choices(shapes[shape], [sum(shard.odds) for shard in shapes[shape]], k=batch)
-        rows = [(shard, rng.choices(range(len(shard.scenes)), shard.odds)[0]) for shard in picks]
-        latents = torch.stack([shard.latents[i, :, frames] for shard, i in rows]).float()
-        mask = torch.stack([shard.mask[i, frames] for shard, i in rows]).float()
-        return latents, mask, [shard.scenes[i] for shard, i in rows]
-
-
-def draw_shape(rng: random.Random, share: float, clips: bool) -> tuple[str, int]:
-    """Images or clips, and of how many latent frames, at `share` (0..1) of the training."""
-    if not clips or rng.random() < 0.85 - 0.7 * share:
-        return "images", 1
-    return "clips", rng.choices([2, 3, 5, 7], [3 - 2.5 * share, 2 - share, 1 + share, 0.5 + 5 * share])[0]
-
-
-def draw_known(rng: random.Random, num_frames: int, start: int) -> list[float]:
-    """1 for each free frame, 0 for each given one; at least one is free.
-
-    A window that does not begin with the clip (start > 0) continues it: its first frames are given.
-    """
-    free = [1.0] * num_frames
-    if num_frames == 1 or (start == 0 and rng.random() >= KNOWN_FRAMES):
-        return free
-    which = rng.choice(("first", "both")) if start else rng.choice(("first", "last", "both", "any"))
-    count = rng.randint(1, (num_frames + 1) // 2)
-    if which == "any":
-        for i in rng.sample(range(num_frames), count):
-            free[i] = 0.0
-    if which in ("first", "both"):
-        free[:count] = [0.0] * count
-    if which == "last":
-        free[-count:] = [0.0] * count
-    if which == "both" and num_frames > count + 1:
-        free[-1] = 0.0
-    return free
+    channel = spread.pow(emphasis.spread)
+    common = error.mean(dim=2, keepdim=True)
+    counted = common + emphasis.change**0.5 * (error - common)
+    return counted.square() * (channel / channel.mean()).view(1, -1, 1, 1, 1)
 
 
 def flow_loss(
     network: PocketTransformer, latents: Tensor, mask: Tensor, sigma: Tensor, noise: Tensor, free: Tensor,
-    positions: Positions, context: tuple[Tensor, Tensor],
+    positions: Positions, context: tuple[Tensor, Tensor], emphasis: Emphasis = MEASURED,
 ) -> Tensor:  # fmt: skip
     """Squared error of the velocity, one value a sample [B]; frames that are given do not count.
 
@@ -164,9 +98,7 @@ def flow_loss(
     with autocast(latents.device.type), sdpa_kernel(kernel):
         clean = network(noisy, levels, positions, network.read(embeddings), network.summarise(embeddings, words), words)
     weight = ((1 + SUBJECT_WEIGHT * mask) * free[:, :, None, None])[:, None]  # [B, 1, T, h, w]
-    # Channels count by their spread: faint detail would otherwise outvote the few that carry brightness and shape.
-    channel = (network.latent_std / network.latent_std.mean()).view(1, -1, 1, 1, 1)
-    error = ((clean - latents) / sigma.view(-1, 1, 1, 1, 1)).square() * weight * channel
+    error = emphasise((clean - latents) / sigma.view(-1, 1, 1, 1, 1), network.latent_std, emphasis) * weight
     return error.mean(dim=1).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3, 4))
 
 
@@ -336,7 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
         centre = LONG_SIGMA_MEAN if num_frames >= LONG_CLIP else SIGMA_MEAN
         sigma = torch.sigmoid(centre + SIGMA_STD * torch.randn(len(scenes))).clamp(0.02, 0.9999).to(device)
         noise = torch.randn(latents.shape).to(device)
-        loss = flow_loss(network, latents, mask, sigma, noise, free, clock(latents), embed(read, texts, device)).mean()
+        context = embed(read, texts, device)
+        loss = flow_loss(network, latents, mask, sigma, noise, free, clock(latents), context, LEARNT).mean()
         rate = min(1.0, (step + 1) / 100) * min(1.0, max(0.03, (1 - share) / RATE_FALLS))
         for optimizer, base in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = base * rate
@@ -359,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"step {step} seen {seen} {spent / 60:.1f} min {means}", flush=True)
             losses.clear()
             pool.refresh()
-        if team.rank == 0 and (time.time() - saved > 300 or share >= 1):
+        if team.rank == 0 and (time.time() - saved > 900 or share >= 1):
             saved = time.time()
             held_out.refresh()
             scores = evaluate(average, held_out, clock, read, device)

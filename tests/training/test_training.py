@@ -18,6 +18,7 @@ from soragen.pipeline.resolve import resolve
 from soragen.pipeline.run import generate
 from soragen.video.facts import video_facts
 from training import clips, export, latents, refiner, resample, restore, text, transformer, vae
+from training.pool import Pool, draw_known
 from training.world.captions import caption
 from training.world.motion import subject_pose
 from training.world.render import render
@@ -175,7 +176,7 @@ def test_the_linear_codec_is_orthonormal(run: Path) -> None:
 @pytest.mark.parametrize("start", [0, 2])
 def test_some_frames_are_given_and_some_are_free(num_frames: int, start: int) -> None:
     rng = random.Random(0)
-    drawn = [transformer.draw_known(rng, num_frames, start) for _ in range(300)]
+    drawn = [draw_known(rng, num_frames, start) for _ in range(300)]
     assert all(len(free) == num_frames and any(free) for free in drawn)
     if start:  # a window that continues a clip is always told how it begins
         assert all(free[0] == 0 for free in drawn)
@@ -215,14 +216,28 @@ def test_what_turns_or_swings_begins_at_one_place_and_goes_one_way() -> None:
 
 
 def test_some_scenes_are_drawn_more_often(run: Path) -> None:
-    pool = transformer.Pool(run / "latents", {"still": 0.0})
+    pool = Pool(run / "latents", {"still": 0.0})
     pool.refresh()
     drawn = [s for seed in range(4) for s in pool.draw(random.Random(seed), "images", slice(0, 1), 512)[2]]
     assert drawn and all(scene.motion != "still" for scene in drawn)
 
 
+def test_what_changes_counts_more_than_what_stays() -> None:
+    spread, error = torch.tensor([1.0, 0.5, 0.0625]), torch.randn(2, 3, 1, 4, 4).expand(2, 3, 6, 4, 4)
+    changing = torch.randn(2, 3, 6, 4, 4)
+    changing = changing - changing.mean(dim=2, keepdim=True)
+    plain, emphasis = transformer.MEASURED, transformer.Emphasis(spread=2.0, change=4.0)
+    still, moving = (transformer.emphasise(e, spread, emphasis) for e in (error, changing))
+    channel = (spread**2 / (spread**2).mean()).view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(still, error**2 * channel)
+    torch.testing.assert_close(moving, 4 * changing**2 * channel)
+    torch.testing.assert_close(
+        transformer.emphasise(changing, spread, plain), changing**2 * (spread / spread.mean()).view(1, 3, 1, 1, 1)
+    )
+
+
 def test_what_has_a_side_is_not_drawn_mirrored(run: Path) -> None:
-    pool = transformer.Pool(run / "latents")
+    pool = Pool(run / "latents")
     pool.refresh()
     shards = [path for path in (run / "latents").iterdir() if path.name.startswith("clips")]
     scenes = [scene for path in shards for scene in clips.read_shard(path)[1]]
