@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	@$(BIN)/soragen generate "a red ball bouncing on green grass at sunset" --output demo.mp4 --overwrite
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
