@@ -248,7 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
     clock = Clock(config, device)
     pool.refresh()
     held_out.refresh()
-    total, began, saved, shown = options.minutes * 60, time.time(), time.time(), time.time()
+    total, began = options.minutes * 60, time.time()
+    saved = shown = measured = began
     losses: dict[str, list[float]] = defaultdict(list)
     while True:
         spent = team.agree(seconds + time.time() - began)
@@ -292,14 +293,16 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"step {step} seen {seen} {spent / 60:.1f} min {means}", flush=True)
             losses.clear()
             pool.refresh()
-        if team.rank == 0 and (time.time() - saved > 900 or share >= 1):
-            saved = time.time()
+        if team.rank == 0 and (time.time() - measured > 900 or share >= 1):  # the other processes wait for it
+            measured = time.time()
             held_out.refresh()
             scores = evaluate(average, held_out, clock, read, device)
             print(
                 f"step {step} held out {scores} pool {pool.count('images')} images {pool.count('clips')} clips",
                 flush=True,
             )
+        if team.rank == 0 and (time.time() - saved > 300 or share >= 1):
+            saved = time.time()
             state = {
                 "network": network.state_dict(), "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,9 +199,12 @@ def test_the_shift_is_that_of_the_size_which_is_rendered() -> None:
     assert [shift(size) for size in ("832x480", "1280x720", "1920x1080", "320x180")] == [3.0, 5.0, 5.0, 5.0]
 
 
-def test_a_small_network_beside_the_transformer_is_weighed_with_it(tmp_path: Path) -> None:
+def test_a_small_network_beside_the_transformer_is_weighed_by_itself(tmp_path: Path) -> None:
     pocket, cpu = checkpoint_folder(find("pocket")), Machine(torch.device("cpu"), *[torch.float32] * 3)
     alone = tmp_path / "alone"
     shutil.copytree(pocket, alone, ignore=shutil.ignore_patterns("refiner"))
     refiner = sum(math.prod(t.shape) for t in load_file(next((pocket / "refiner").glob("*.safetensors"))).values())
     assert weigh(pocket, cpu) == {**weigh(alone, cpu), "refiner": 4 * refiner}
+    plan = make_plan(resolve(PROMPT, model="pocket", listen=lambda event: None), find("pocket"), "cpu")
+    without = replace(plan, weight_bytes={**plan.weight_bytes, "refiner": 0})
+    assert plan.peak_bytes["denoise"] - without.peak_bytes["denoise"] == plan.weight_bytes["refiner"] > 0
