@@ -71,14 +71,10 @@ def random_weights(network: nn.Module, residual: float = 1.0) -> nn.Module:
 
 def make_vaes() -> dict[str, Vae]:
     family, folder = load_family("pocket"), checkpoint_folder(find("pocket"))
-    nonlinear = family.load_vae(folder, CPU, F32)
-    for part in ("encoder_in", "encoder", "encoder_out"):
-        random_weights(getattr(nonlinear, part), 0.5)
     z = {"z_dim": 16, "latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16, "base_dim": 16, "num_res_blocks": 1}
     wan_22 = VaeConfig(**z, decoder_base_dim=16, is_residual=True, patch_size=2, in_channels=12, out_channels=12)  # type: ignore[arg-type]
     vaes = {
         "pocket": family.load_vae(folder, CPU, F32),
-        "pocket, random residuals in its encoder": nonlinear,
         "Wan 2.1, random weights": random_weights(WanVae(VaeConfig(**z))),  # type: ignore[arg-type]
         "Wan 2.2, random weights": random_weights(WanVae(wan_22)),
     }

@@ -20,8 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SHARES = {"vae": 0.15, "refiner": 0.1, "transformer": 0.5, "vae, again": 0.1, "upscaler": 0.05, "probe": 0.1}
-"""Of the minutes. More than half is the transformer's, which never has enough."""
+SHARES = {
+    "vae": 0.15, "refiner": 0.05, "transformer": 0.5, "vae, again": 0.1, "refiner, again": 0.05, "upscaler": 0.05,
+    "probe": 0.1,
+}  # fmt: skip
+"""Of the minutes. Half is the transformer's, which never has enough."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,14 @@ def stages(
         rendered("--area", "96", "--images", str(num_images)),
         rendered("--area", "128", "--images", str(num_images), "--clips", str(num_clips)),
         Stage("text", ("--steps", str(text_steps), *on)),
-        Stage("vae", (*of("vae"), "--freeze-encoder")),
+        Stage("vae", of("vae")),
         Stage("latents", on),
         Stage("refiner", of("refiner")),
         Stage("transformer", of("transformer")),
         Stage("export", ("RUN/checkpoint",)),
         Stage("resample", (*checkpoint, "--clips", str(-(-num_clips // 8)), *on)),
-        Stage("vae", (*of("vae", "vae, again"), "--freeze-encoder", "--sampled", "0.3")),
+        Stage("vae", (*of("vae", "vae, again"), "--sampled", "0.3")),
+        Stage("refiner", (*of("refiner", "refiner, again"), "--sampled", "0.3")),
         Stage("upscaler", (*of("upscaler"), "--scenes", str(-(-num_clips // 16)))),
         Stage("probe", (*of("probe"), "--extra", str(-(-num_clips // 20)))),
         Stage("export", ("RUN/checkpoint",)),

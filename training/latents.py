@@ -30,7 +30,7 @@ from training.vae import load_vae, to_groups
 def encode(vae: PocketVae, frames: Tensor, device: str) -> Tensor:
     """Frames uint8 [n, T, H, W, 3] -> normalised latents bfloat16 [n, z, G, h, w]."""
     with autocast(device):
-        raw, _ = vae.encode_groups(to_groups(frames.to(device)))
+        raw = vae.encode_groups(to_groups(frames.to(device)))
     return vae.normalise(raw.float()).bfloat16().cpu().contiguous()
 
 

@@ -3,8 +3,9 @@
     python -m training.refiner RUN --minutes 30
 
 On the whole clips of RUN/latents, in most of which some frames are given. What it will see of the others was made by a
-transformer, so their coarse channels are a little noisy. Goes on from RUN/refiner/state.pt where it was stopped;
-`--minutes` counts all the time spent on it. Prints which share of the fine it tells right on RUN/held_out_latents, of
+transformer, so their coarse channels are a little noisy; or, in a share of the clips (`--sampled`), they are what a
+transformer left in RUN/sampled (training.resample). Goes on from RUN/refiner/state.pt where it was stopped; `--minutes`
+counts all the time spent on it. Prints which share of the fine it tells right on RUN/held_out_latents, of
 the squared differences of pixels: 1 is all of it, 0 is a picture without any; where no frame is given, and in the frame
 that follows three given ones.
 """
@@ -23,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from soragen.families.pocket.refiner import PocketRefiner, RefinerConfig
+from soragen.families.pocket.vae import PocketVae
+from training.latents import encode, latent_mask
 from training.pool import CLIP_LATENT_FRAMES, Pool
 from training.precision import autocast
-from training.transformer import SUBJECT_WEIGHT
-from training.vae import load_vae
+from training.vae import SUBJECT_WEIGHT, load_vae
 
 TOKENS_PER_STEP = 3072
 RATE = 2e-3
@@ -39,19 +41,40 @@ GIVEN = 3
 """Latent frames that are given where what follows them is scored."""
 
 
-def tell(network: PocketRefiner, latents: Tensor, free: Tensor, level: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+def tell(network: PocketRefiner, latents: Tensor, free: Tensor, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The fine channels that are told and the true ones, both [B, C - K, T, H, W] in units of `latent_std`.
 
-    latents: [B, C, T, H, W] of clips from their beginning. free: [B, T], 0 for given frames. level: of noise in the
-    coarse channels of the others, [B, 1, 1, 1, 1].
+    latents: [B, C, T, H, W] of clips from their beginning. free: [B, T], 0 for given frames. coarse: [B, K, T, H, W],
+    how the coarse channels of the others were made, if not as they are.
     """
     num_coarse, spread = network.config.coarse_channels, network.latent_std.view(1, -1, 1, 1, 1)
-    noise = spread * torch.randn_like(latents)
-    noise[:, num_coarse:] = 0  # nobody looks there
-    noisy = latents + level * free[:, None, :, None, None] * noise
-    seen = torch.stack([network.look(noisy, free, k) for k in range(latents.shape[2])], dim=1)
+    made = latents
+    if coarse is not None:
+        made = latents.clone()
+        made[:, :num_coarse].lerp_(coarse, free[:, None, :, None, None])
+    seen = torch.stack([network.look(made, free, k) for k in range(latents.shape[2])], dim=1)
     told = network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]).transpose(1, 2)
     return told, (latents / spread)[:, num_coarse:]
+
+
+class Sampled:
+    """The clips of RUN/sampled: what they are, and the coarse channels that a transformer left of them."""
+
+    def __init__(self, run: Path, vae: PocketVae, num_coarse: int) -> None:
+        self.shards: list[tuple[Tensor, Tensor, Tensor]] = []
+        for path in sorted((run / "sampled").glob("clips-*")):
+            tensors = load_file(path)
+            true = encode(vae, tensors["frames"], "cpu")
+            self.shards.append((true, latent_mask(tensors["mask"]), tensors["latents"][:, :num_coarse]))
+
+    def draw(self, rng: random.Random, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch of one shape with about `tokens` tokens: latents [B, C, T, h, w], mask [B, T, h, w], and the coarse
+        channels as they were left [B, K, T, h, w]."""
+        shard = rng.choice(self.shards)
+        clip = shard[0][0, 0].numel() // 4
+        rows = rng.choices(range(len(shard[0])), k=max(1, tokens // clip))
+        latents, mask, coarse = (part[rows].float() for part in shard)
+        return latents, mask, coarse
 
 
 @torch.no_grad()
@@ -106,6 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--spent", type=float, default=0, help="minutes that are in restored weights already")
     parser.add_argument("--coarse", type=int, default=RefinerConfig.coarse_channels, help="channels given")
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_STEP)
+    parser.add_argument("--sampled", type=float, default=0.0, help="share of clips with latents of training.resample")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     device = options.device
@@ -132,7 +156,9 @@ def main(arguments: list[str] | None = None) -> None:
     pool, held_out = Pool(options.run / "latents"), Pool(options.run / "held_out_latents")
     pool.refresh()
     held_out.refresh()
-    pixels = vae.spread.flatten()[network.config.coarse_channels :].to(device)
+    sampled = Sampled(options.run, vae, options.coarse) if options.sampled else None
+    spread = network.latent_std[: options.coarse].view(1, -1, 1, 1, 1)
+    pixels = vae.spread.flatten()[options.coarse :].to(device)
     # Strong channels count more, but not by their square: faint ones hold the finest.
     weight = (pixels / pixels.square().mean().sqrt()).view(1, -1, 1, 1, 1)
 
@@ -141,14 +167,18 @@ def main(arguments: list[str] | None = None) -> None:
     while (spent := seconds + time.time() - began) < total:
         rng = random.Random(step)
         torch.manual_seed(step)
-        latents, mask, _ = pool.draw(rng, "clips", WHOLE, options.tokens)
-        latents, mask = latents.to(device), mask[:, None].to(device)
-        level = NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=device).square()
+        if sampled and rng.random() < options.sampled:
+            latents, mask, coarse = (part.to(device) for part in sampled.draw(rng, options.tokens))
+        else:
+            latents, mask = (part.to(device) for part in pool.draw(rng, "clips", WHOLE, options.tokens)[:2])
+            coarse = latents[:, : options.coarse]
+            level = NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=device).square()
+            coarse = coarse + level * spread * torch.randn_like(coarse)
         free = torch.tensor([draw_free(rng) for _ in latents], device=device)
         with autocast(device):
-            out, true = tell(network, latents, free, level)
+            out, true = tell(network, latents, free, coarse)
         counts = free[:, None, :, None, None]
-        loss = ((out - true).square() * weight * (1 + SUBJECT_WEIGHT * mask) * counts).mean() / counts.mean()
+        loss = ((out - true).square() * weight * (1 + SUBJECT_WEIGHT * mask[:, None]) * counts).mean() / counts.mean()
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 100) * max(0.02, 1 - spent / total)
         optimizer.zero_grad()

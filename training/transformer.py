@@ -47,8 +47,12 @@ LONG_CLIP, LONG_SIGMA_MEAN = 5, 1.5
 EMPTY_CAPTION = 0.1
 EMA = 0.997
 CONTINUED = 0.25
-SUBJECT_WEIGHT = 4.0
-MORE_OFTEN = {"bouncing": 3.0, "swaying": 4.0, "spinning": 4.0, "orbit": 1.5, "duck": 2.0, "robot": 2.0}
+SUBJECT_WEIGHT = 2.0
+MORE_OFTEN = {
+    "still": 1.5, "bouncing": 2.0, "swaying": 3.0, "spinning": 5.0,
+    "pan left": 2.0, "pan right": 2.0, "zoom in": 2.0, "orbit": 2.5,
+    "duck": 3.0, "robot": 2.0, "tree": 1.5,
+}  # fmt: skip
 """What is learnt last is drawn more often."""
 RATE_FALLS = 0.3
 """Share of the training, at its end, over which the learning rate falls to zero."""

@@ -79,7 +79,7 @@ def through_vae(vae: PocketVae, frames: Tensor, level: Tensor) -> Tensor:
     level [B]: standard deviation of the noise in the normalised latents.
     """
     with autocast(frames.device.type):
-        raw = vae.encode_groups(to_groups(frames))[0].float()
+        raw = vae.encode_groups(to_groups(frames)).float()
         noise = torch.randn(raw.shape).to(raw) * vae.latent_scale.view(1, 1, -1, 1, 1)
         out, _ = vae.decode_groups(raw + level.to(raw).view(-1, 1, 1, 1, 1) * noise)
     return (out.float().flatten(1, 2)[:, GROUP - 1 :] / 2 + 0.5).clamp(0, 1)

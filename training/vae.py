@@ -1,9 +1,8 @@
-"""Makes pocket's VAE: the linear codec in closed form, then the residual convolutions by gradient descent.
+"""Makes pocket's VAE: the linear codec in closed form, then the decoder's residual convolutions by gradient descent.
 
     python -m training.vae RUN --minutes 20
 
-Goes on from RUN/vae/state.pt where it was stopped. `--freeze-encoder` trains the decoder alone, so that latents that
-were already made stay valid.
+Goes on from RUN/vae/state.pt where it was stopped. The codec stays as it is, so latents that were made stay valid.
 """
 
 from __future__ import annotations
@@ -24,7 +23,11 @@ from soragen.families.pocket.vae import GROUP, PATCH, PATCH_DIM, PocketVae, VaeC
 from training.clips import read_shard
 from training.precision import autocast
 
+RATE = 1e-3
 NOISE = 0.2
+SUBJECT_WEIGHT = 3.0
+CODEC = ("patch_mean", "static_basis", "motion_basis", "latent_mean", "latent_scale", "latent_std")
+"""What is found in closed form, and not trained."""
 
 
 def to_groups(frames: Tensor) -> Tensor:
@@ -40,20 +43,26 @@ def join_groups(groups: Tensor) -> Tensor:
 
 
 def fit_linear(vae: PocketVae, shards: list[Path]) -> None:
-    """Principal components of 8 x 8 patches' means over four frames, and of the deviations from them."""
-    total, count = torch.zeros(PATCH_DIM, dtype=torch.float64), 0
+    """Principal components of 8 x 8 patches' means over four frames, and of the deviations from them.
+
+    Patches of the subject count more: most others are sky and ground, which few components tell.
+    """
+    total, count = torch.zeros(PATCH_DIM, dtype=torch.float64), 0.0
     static = torch.zeros(PATCH_DIM, PATCH_DIM, dtype=torch.float64)
     motion = torch.zeros(GROUP * PATCH_DIM, GROUP * PATCH_DIM, dtype=torch.float64)
     for path in shards:
-        groups = to_groups(read_shard(path)[0]["frames"])[:, 1:].flatten(0, 2)  # [n*4, 3, H, W]
+        tensors, _ = read_shard(path)
+        groups = to_groups(tensors["frames"])[:, 1:].flatten(0, 2)  #    [n*4, 3, H, W]
         patches = F.pixel_unshuffle(groups, PATCH).flatten(2).unflatten(0, (-1, GROUP))  # [n, 4, 192, h*w]
         mean = patches.mean(1)
         deviation = (patches - mean[:, None]).flatten(1, 2).transpose(1, 2).flatten(0, 1).double()
         mean = mean.transpose(1, 2).flatten(0, 1).double()
-        total += mean.sum(0)
-        count += len(mean)
-        static += mean.T @ mean
-        motion += deviation.T @ deviation
+        subject = F.avg_pool3d(tensors["mask"][:, None, 1:].double() / 255, (GROUP, PATCH, PATCH))
+        weight = 1 + SUBJECT_WEIGHT * subject.flatten()[:, None]  #      [n*h*w, 1]
+        total += (weight * mean).sum(0)
+        count += float(weight.sum())
+        static += mean.T @ (weight * mean)
+        motion += deviation.T @ (weight * deviation)
     average = total / count
     static = static / count - average[:, None] * average
     with torch.no_grad():
@@ -72,7 +81,7 @@ def fit_normalisation(vae: PocketVae, shards: list[Path]) -> None:
     Full whitening would make the transformer spend as much on the faintest detail as on the layout; none would hide
     detail far below the noise.
     """
-    encoded = [vae.encode_groups(to_groups(read_shard(path)[0]["frames"]))[0] for path in shards]
+    encoded = [vae.encode_groups(to_groups(read_shard(path)[0]["frames"])) for path in shards]
     raw = torch.cat([latents.movedim(2, -1).flatten(0, 3) for latents in encoded])  # [everything, z]
     std = raw.std(0).clamp(min=1e-4)
     vae.latent_mean.copy_(raw.mean(0))
@@ -158,7 +167,7 @@ def score(vae: PocketVae, shards: list[Path]) -> dict[str, float]:
     for path in shards:
         tensors, _ = read_shard(path)
         groups = to_groups(tensors["frames"])
-        out = join_groups(vae.decode_groups(vae.encode_groups(groups)[0])[0]).clamp(-1, 1)
+        out = join_groups(vae.decode_groups(vae.encode_groups(groups))[0]).clamp(-1, 1)
         error = ((out - groups) / 2).flatten(1, 2)[:, GROUP - 1 :]  #    [n, T, 3, H, W]
         mask = (tensors["mask"] > 127)[:, :, None].expand_as(error)
         whole.append(error.square().mean())
@@ -193,7 +202,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--frames", type=int, default=13)
-    parser.add_argument("--freeze-encoder", action="store_true")
     parser.add_argument("--sampled", type=float, default=0.0, help="share of clips with latents of training.resample")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
@@ -204,7 +212,6 @@ def main(arguments: list[str] | None = None) -> None:
     held_out = sorted((options.run / "held_out").glob("clips-*"))
 
     vae, step, seconds = PocketVae(VaeConfig()), 0, 0.0
-    frozen = {"latent_mean", "latent_scale", "latent_std"}
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         vae.load_state_dict(state["vae"])
@@ -216,19 +223,12 @@ def main(arguments: list[str] | None = None) -> None:
         fit_normalisation(vae, sorted((options.run / "pixels").glob("clips-*"))[:24])
         save(vae, folder)
         print("linear codec", score(vae, held_out), flush=True)
-    if options.freeze_encoder:
-        frozen |= {"static_basis", "motion_basis", "patch_mean"} | {
-            n for n, _ in vae.named_parameters() if n.startswith("encoder")
-        }
     vae.to(options.device)
-    trained = [p.requires_grad_(name not in frozen) for name, p in vae.named_parameters() if name not in frozen]
-    bases = {"static_basis", "motion_basis", "patch_mean"}
-    groups = [
-        {"params": [p for n, p in vae.named_parameters() if n not in frozen and n not in bases], "base": 1e-3},
-        {"params": [p for n, p in vae.named_parameters() if n not in frozen and n in bases], "base": 1e-4},
-    ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    if state_path.exists() and state["frozen"] == sorted(frozen):
+    for name in CODEC:
+        vae.get_parameter(name).requires_grad_(False)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    if state_path.exists():
         optimizer.load_state_dict(state["optimizer"])
 
     if not options.minutes:
@@ -246,13 +246,14 @@ def main(arguments: list[str] | None = None) -> None:
         pools = [sampled if sampled and rng.random() < options.sampled else shards for _ in range(options.batch)]
         batch = [draw(rng, cache, rng.choice(pool), options.crop, options.frames) for pool in pools]
         target = to_groups(torch.stack([pick.frames for pick in batch]).to(options.device))
-        weight = 1 + 3 * torch.stack([pick.mask for pick in batch]).to(options.device).float()[:, :, None] / 255
+        weight = (
+            1 + SUBJECT_WEIGHT * torch.stack([pick.mask for pick in batch]).to(options.device).float()[:, :, None] / 255
+        )
         warm, left = min(1.0, (step + 1) / 50), max(0.02, 1 - spent / total)
         for group in optimizer.param_groups:
-            group["lr"] = group["base"] * warm * left
+            group["lr"] = RATE * warm * left
         with autocast(options.device):
-            raw, _ = vae.encode_groups(target)
-            raw = raw.float()
+            raw = vae.encode_groups(target).float()
             # The transformer's latents are never exact: what is left in them is noise of one level in the normalised
             # channels, and the decoder learns to see through it. Most draws are small, so exact latents stay sharp.
             level = NOISE * torch.rand(len(raw), 1, 1, 1, 1, device=raw.device).square()
@@ -275,8 +276,8 @@ def main(arguments: list[str] | None = None) -> None:
             vae.cpu()
             print(f"step {step} {score(vae, held_out)}", flush=True)
             save(vae, folder)
-            torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "frozen": sorted(frozen),
-                        "step": step, "seconds": time.time() - began}, state_path)  # fmt: skip
+            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            torch.save(state | {"seconds": time.time() - began}, state_path)
             vae.to(options.device)
 
 

@@ -49,7 +49,7 @@ def through_vae(vae: PocketVae, frames: Tensor) -> Tensor:
     """Frames uint8 [B, T, H, W, 3] encoded and decoded."""
     device = vae.patch_mean.device
     with autocast(device.type):
-        out = join_groups(vae.decode_groups(vae.encode_groups(to_groups(frames.to(device)))[0])[0])
+        out = join_groups(vae.decode_groups(vae.encode_groups(to_groups(frames.to(device))))[0])
     out = out.float().flatten(1, 2)[:, GROUP - 1 :].permute(0, 1, 3, 4, 2)  # [B, T, H, W, 3]
     return ((out + 1) * 127.5).round().clamp(0, 255).byte().cpu()
 

@@ -118,7 +118,7 @@ def pocket(folder: Path) -> Path:
 def test_it_is_a_part_of_the_checkpoint_and_may_be_missing(network: PocketRefiner, tmp_path: Path) -> None:
     folder = pocket(tmp_path)
     without = FAMILY.load_transformer(folder, CPU, torch.float32)
-    latents, made = torch.randn(1, 112, 3, 4, 4), torch.ones(3, dtype=torch.bool)
+    latents, made = torch.randn(1, 160, 3, 4, 4), torch.ones(3, dtype=torch.bool)
     assert isinstance(without, RefiningTransformer) and without.refine(latents, made) is latents
     write(network, folder / "refiner")
     found = FAMILY.load_transformer(folder, CPU, torch.bfloat16).refiner

@@ -72,7 +72,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(checkpoint_folder(find("pocket")) / "tokenizer" / "tokenizer.json", tokenizer)
 
     text = T5Config(Tokenizer(tokenizer).num_tokens, 32, 16, 2, 32, 1, feed_forward_proj="gated-gelu")
-    vae = VaeConfig(6, 4, encoder_width=8, decoder_width=8, num_encoder_blocks=1, num_decoder_blocks=1, fine_width=8)
+    vae = VaeConfig(6, 4, decoder_width=8, num_decoder_blocks=1, fine_width=8)
     transformer = TransformerConfig(10, width=64, num_layers=1, num_heads=2, mlp_width=64, text_width=32)
     write_network(T5Encoder(text), folder / "text_encoder", text.to_dict())
     write_network(PocketVae(vae), folder / "vae", {"_class_name": "PocketVae", **asdict(vae)})

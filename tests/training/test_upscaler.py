@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     threads = torch.get_num_threads()
     torch.manual_seed(0)
-    small = PocketVae(VaeConfig(static_channels=6, motion_channels=4, encoder_width=16, decoder_width=16, fine_width=8))
+    small = PocketVae(VaeConfig(static_channels=6, motion_channels=4, decoder_width=16, fine_width=8))
     with torch.no_grad():
         for basis in (small.static_basis, small.motion_basis):
             basis.copy_(torch.linalg.qr(torch.randn(basis.T.shape))[0].T)

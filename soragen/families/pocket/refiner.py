@@ -26,7 +26,7 @@ STRENGTH = 1.25
 
 @dataclass(frozen=True)
 class RefinerConfig:
-    latent_channels: int = 112
+    latent_channels: int = 160
     coarse_channels: int = 16
     width: int = 128
     num_blocks: int = 3

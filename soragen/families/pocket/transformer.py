@@ -31,7 +31,7 @@ NUM_POSITION_WAVES = 30
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    latent_channels: int = 112
+    latent_channels: int = 160
     patch_size: int = 2
     width: int = 256
     num_layers: int = 8

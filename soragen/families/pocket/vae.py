@@ -1,13 +1,13 @@
-"""Pocket's video compression network: a linear transform of spacetime patches, with convolutional residuals.
+"""Pocket's video compression network: a linear transform of spacetime patches, with a convolutional residual.
 
 A video of 1 + 4k frames becomes 1 + k latent frames at an eighth of the height and width. Time is cut into groups: the
 first frame alone (taken as a group of four equal frames), then four by four. A group's patch of 4 x 8 x 8 pixels splits
 exactly into its mean over time and the deviations from it. Both are projected onto their own principal components
 (found in closed form by `training/vae.py`): the first `static_channels` latents say what is seen, the other
-`motion_channels` how it moves, and a still image has zeros there. That linear map alone is a usable codec. Residual
-convolutions, zero at the start of training, add in encoder and decoder what a linear map cannot.
+`motion_channels` how it moves, and a still image has zeros there. That linear map is the whole encoder, and a usable
+codec by itself; in the decoder residual convolutions, zero at the start of training, add what a linear map cannot.
 
-Everything is causal: a group sees itself and the groups before it. So encoding and decoding are exact streams, and
+A group is encoded by itself, and decoded with those before it. So encoding and decoding are exact streams, and
 decoding a prefix of the latents gives the prefix of the frames.
 
 Letters: B batch, C channels, T frames, G groups (latent frames), H, W pixels, h, w = H/8, W/8.
@@ -29,11 +29,9 @@ PATCH_DIM = 3 * PATCH * PATCH
 
 @dataclass(frozen=True)
 class VaeConfig:
-    static_channels: int = 48
-    motion_channels: int = 64
-    encoder_width: int = 128
+    static_channels: int = 64
+    motion_channels: int = 96
     decoder_width: int = 160
-    num_encoder_blocks: int = 2
     num_decoder_blocks: int = 6
     fine_width: int = 64
     num_fine_blocks: int = 4
@@ -134,18 +132,13 @@ class PocketVae(nn.Module):
         self.latent_scale = nn.Parameter(torch.ones(z))
         self.latent_std = nn.Parameter(torch.ones(z))
 
-        self.encoder_in = nn.Conv2d(GROUP * PATCH_DIM, c.encoder_width, 1)
-        self.encoder = Stack(c.encoder_width, c.num_encoder_blocks)
-        self.encoder_out = nn.Conv2d(c.encoder_width, z, 1)
-
         self.decoder_in = nn.Conv2d(z, c.decoder_width, 3, padding=1)
         self.decoder = Stack(c.decoder_width, c.num_decoder_blocks)
         self.decoder_up = nn.Conv2d(c.decoder_width, 4 * c.fine_width, 1)
         self.fine = Stack(c.fine_width, c.num_fine_blocks)
         self.decoder_out = nn.Conv2d(c.fine_width, GROUP * 3 * (PATCH // 2) ** 2, 3, padding=1)
-        for out in (self.encoder_out, self.decoder_out):
-            for parameter in out.parameters():
-                nn.init.zeros_(parameter)
+        for parameter in self.decoder_out.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def spread(self) -> Tensor:
@@ -154,7 +147,7 @@ class PocketVae(nn.Module):
 
     # --- groups of frames: [B, G, 4, 3, H, W] in -1..1 ---
 
-    def encode_groups(self, groups: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def encode_groups(self, groups: Tensor) -> Tensor:
         """Raw latents [B, G, z, h, w] of groups of frames [B, G, 4, 3, H, W]."""
         b, g = groups.shape[:2]
         patches = F.pixel_unshuffle(groups.flatten(0, 2), PATCH)  #      [B*G*4, 192, h, w]
@@ -163,12 +156,7 @@ class PocketVae(nn.Module):
         static = torch.einsum("zp,nphw->nzhw", self.static_basis, mean - self.patch_mean[:, None, None])
         deviation = (patches - mean[:, None]).flatten(1, 2)  #           [B*G, 768, h, w]
         motion = torch.einsum("zp,nphw->nzhw", self.motion_basis, deviation)
-        linear = torch.cat([static, motion], dim=1)  #                   [B*G, z, h, w]
-
-        x = self.encoder_in(patches.flatten(1, 2)).unflatten(0, (b, g))
-        x, new_state = self.encoder(x, None if state is None else state[0])
-        residual = self.encoder_out(F.silu(x.flatten(0, 1)))
-        return (linear + residual * self.spread).unflatten(0, (b, g)), [new_state]
+        return torch.cat([static, motion], dim=1).unflatten(0, (b, g))
 
     def decode_groups(self, latents: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Groups of frames [B, G, 4, 3, H, W] of raw latents [B, G, z, h, w], not joined yet."""
@@ -206,15 +194,13 @@ class PocketVae(nn.Module):
         Raises ValueError when the frames are not 1 + 4k.
         """
         pieces: list[Tensor] = []
-        state: State | None = None
         waiting: list[Tensor] = []
         for chunk in frames:
             for frame in chunk.to(self.patch_mean):
                 waiting.append(frame.permute(2, 0, 1) * 2 - 1)  #        [3, H, W]
                 group = waiting * GROUP if not pieces else waiting
                 if len(group) == GROUP:
-                    raw, state = self.encode_groups(torch.stack(group)[None, None], state)
-                    pieces.append(raw)
+                    pieces.append(self.encode_groups(torch.stack(group)[None, None]))
                     waiting = []
         if waiting or not pieces:
             raise ValueError("the number of frames is not 1 + 4k")
