@@ -58,14 +58,14 @@ def render_clip(scene: Scene, side: int, num_frames: int) -> Tensor:
     return frames[0].float() / 255
 
 
-def random_weights(network: nn.Module, residual: float = 1.0) -> nn.Module:
-    """Every matrix n * residual / sqrt(fan in): activations neither fade nor grow."""
+def random_weights(network: nn.Module) -> nn.Module:
+    """Every matrix n / sqrt(fan in): activations neither fade nor grow."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if weight.ndim > 1 and "norm" not in name and "gamma" not in name:
                 noise = torch.randn(weight.shape, generator=generator)
-                weight.copy_(residual * noise / weight[0].numel() ** 0.5)
+                weight.copy_(noise / weight[0].numel() ** 0.5)
     return network.eval()
 
 

@@ -5,9 +5,9 @@
 On the whole clips of RUN/latents, in most of which some frames are given. What it will see of the others was made by a
 transformer, so their coarse channels are a little noisy; or, in a share of the clips (`--sampled`), they are what a
 transformer left in RUN/sampled (training.resample). Goes on from RUN/refiner/state.pt where it was stopped; `--minutes`
-counts all the time spent on it. Prints which share of the fine it tells right on RUN/held_out_latents, of
-the squared differences of pixels: 1 is all of it, 0 is a picture without any; where no frame is given, and in the frame
-that follows three given ones.
+counts all the time spent on it. Prints which share of the fine it tells right on RUN/held_out_latents, of the squared
+differences of pixels: 1 is all of it, 0 is a picture without any; where no frame is given, and in the frame that
+follows three given ones.
 """
 
 from __future__ import annotations
