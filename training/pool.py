@@ -34,10 +34,10 @@ class Shard:
 class Pool:
     """All latent shards on disk, by kind and shape; `refresh` takes in those that have appeared since.
 
-    more_often: how often scenes of some subjects, motions and cameras are drawn, against 1 for all others.
+    more_often: how often scenes are drawn in which some subject, motion and camera meet, against 1 for all others.
     """
 
-    def __init__(self, folder: Path, more_often: dict[str, float] | None = None) -> None:
+    def __init__(self, folder: Path, more_often: dict[tuple[str, ...], float] | None = None) -> None:
         self.folder, self.more_often = folder, more_often or {}
         self.shards: dict[str, dict[tuple[int, int], list[Shard]]] = {
             "images": defaultdict(list),
@@ -52,16 +52,20 @@ class Pool:
             self.seen.add(path.name)
             tensors, scenes = read_shard(path)
             kind = path.name.split("-")[0]
-            odds = [math.prod(self.more_often.get(v, 1.0) for v in (s.subject, s.motion, s.camera)) for s in scenes]
+            odds = [self.odds(scene) for scene in scenes]
             whole = Shard(tensors["latents"], tensors["mask"], scenes, odds)
             rows = [i for i, scene in enumerate(scenes) if not scene.is_handed]
             flipped = Shard(
                 tensors["mirrored"][rows], tensors["mirrored_mask"][rows], [scenes[i].mirrored() for i in rows],
-                [odds[i] for i in rows],
+                [self.odds(scenes[i].mirrored()) for i in rows],
             )  # fmt: skip
             for shard in (whole, flipped):
                 if shard.scenes:
                     self.shards[kind][shard.latents.shape[-2], shard.latents.shape[-1]].append(shard)
+
+    def odds(self, scene: Scene) -> float:
+        shown = {scene.subject, scene.motion, scene.camera}
+        return math.prod(times for values, times in self.more_often.items() if shown.issuperset(values))
 
     def count(self, kind: str) -> int:
         return sum(len(shard.scenes) for shards in self.shards[kind].values() for shard in shards)
@@ -83,7 +87,7 @@ class Pool:
 
 def draw_shape(rng: random.Random, share: float, clips: bool) -> tuple[str, int]:
     """Images or clips, and of how many latent frames, at `share` (0..1) of the training."""
-    if not clips or rng.random() < 0.85 - 0.7 * share:
+    if not clips or rng.random() < 0.85 - 0.8 * share:
         return "images", 1
     return "clips", rng.choices([2, 3, 5, 7], [3 - 2.5 * share, 2 - share, 1 + share, 0.5 + 5 * share])[0]
 

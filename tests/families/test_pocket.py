@@ -1,5 +1,6 @@
 """The embedded family: exact streams, known frames that come back, positions that carry aspect and frame rate."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -187,6 +188,29 @@ def test_a_new_network_is_the_linear_guess() -> None:
     with torch.inference_mode():
         clean = network.bind(context(), grid)(latents, NoiseLevel(1 - sigma, sigma, 1000 * sigma))
     torch.testing.assert_close(clean, latents * (1 - sigma) / ((1 - sigma) ** 2 + sigma**2))
+
+
+def test_convolutions_are_left_out_where_all_is_noise(transformer: PocketTransformer) -> None:
+    """Sample by sample: each sees what it sees alone, and what it had with them or without them at that level."""
+    early = PocketTransformer(replace(transformer.config, head_below=0.8)).eval()
+    early.load_state_dict(transformer.state_dict())
+    bare = PocketTransformer(transformer.config).eval()
+    bare.load_state_dict(transformer.state_dict())
+    bare.head = None
+    latents, words = torch.randn(2, 6, 2, 4, 4), torch.randn(2, 5, 24)
+    sigma, mask = torch.tensor([[0.0, 0.9], [0.5, 0.5]]), torch.ones(2, 5, dtype=torch.bool)
+    positions = lay_positions(transformer.config, (2, 2, 2), 1 / 3)
+
+    def estimate(network: PocketTransformer, rows: slice) -> torch.Tensor:
+        w = words[rows]
+        with torch.inference_mode():
+            summary = network.summarise(w, mask[rows])
+            return network(latents[rows], sigma[rows], positions, network.read(w), summary, mask[rows])
+
+    noisy, clear = slice(0, 1), slice(1, 2)
+    expected = torch.cat([estimate(bare, noisy), estimate(transformer, clear)])
+    torch.testing.assert_close(estimate(early, slice(0, 2)), expected)
+    assert not torch.allclose(estimate(transformer, noisy), expected[noisy])
 
 
 def test_it_also_computes_in_16_bits(transformer: PocketTransformer) -> None:

@@ -232,10 +232,11 @@ def test_what_turns_or_swings_begins_at_one_place_and_goes_one_way() -> None:
 
 
 def test_some_scenes_are_drawn_more_often(run: Path) -> None:
-    pool = Pool(run / "latents", {"still": 0.0})
+    pool = Pool(run / "latents", {("still",): 0.0, ("growing", "static"): 0.0})
     pool.refresh()
-    drawn = [s for seed in range(4) for s in pool.draw(random.Random(seed), "images", slice(0, 1), 512)[2]]
+    drawn = [s for seed in range(8) for s in pool.draw(random.Random(seed), "images", slice(0, 1), 512)[2]]
     assert drawn and all(scene.motion != "still" for scene in drawn)
+    assert not any((scene.motion, scene.camera) == ("growing", "static") for scene in drawn)
 
 
 def test_what_changes_counts_more_than_what_stays() -> None:

@@ -46,6 +46,8 @@ class TransformerConfig:
     """Channels of the convolutions behind the transformer; 0 for none."""
     head_layers: int = 0
     """Residual blocks among them."""
+    head_below: float = 1.0
+    """Noise level from which on they are left out: they tell what neighbours agree on, and there is nothing yet."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 8:
@@ -313,7 +315,9 @@ class PocketTransformer(nn.Module):
         x = self.patch_out(norm(x) * (1 + scale) + shift)  #             [B, t, S, C*p*p]
         x = unpatchify(x.flatten(1, 2), (1, p, p), (t, h, w))  #         [B, C, T, H, W]
         if self.head is not None:
-            x = x + self.head(noisy, x, condition)
+            late = (sigma.amax(dim=1) < self.config.head_below).nonzero().flatten()  # samples that are clear enough
+            if len(late):
+                x = x.index_add(0, late, self.head(noisy[late], x[late], condition[late]))
         return skip * latents + gain * x.float()
 
     def refine(self, latents: Tensor, made: Tensor, num_cyclic: int = 0) -> Tensor:
