@@ -90,7 +90,7 @@ def count_flops(network: PocketTransformer, pool: Pool, read: Reader) -> int:
     """Floating-point operations of the matrix products of one training step on whole clips, forward and backward."""
     frames = slice(0, transformer.CLIP_LATENT_FRAMES)
     latents, mask, scenes = pool.draw(random.Random(0), "clips", frames, transformer.TOKENS_PER_STEP)
-    sigma, free = torch.full((len(latents),), 0.8), torch.ones(latents.shape[0], latents.shape[2])
+    sigma, free = torch.linspace(0.6, 1, len(latents)), torch.ones(latents.shape[0], latents.shape[2])
     context = embed(read, [scene.subject for scene in scenes], "cpu")
     with FlopCounterMode(display=False) as counter:
         positions = Clock(network.config, "cpu")(latents)

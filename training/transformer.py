@@ -57,7 +57,7 @@ MORE_OFTEN: dict[tuple[str, ...], float] = {
     ("shrinking", "zoom in"): 1.5, ("rising", "zoom in"): 2.0,
 }  # fmt: skip
 """What is learnt last is drawn more often: values, and values that meet."""
-RATE_FALLS = 0.2
+RATE_FALLS = 0.3
 """Share of the training, at its end, over which the learning rate falls to zero."""
 
 
