@@ -63,6 +63,7 @@ def stages(
         rendered("--area", "128", "--images", str(num_images), "--clips", str(num_clips)),
         Stage("text", ("--steps", str(text_steps), *on)),
         Stage("vae", of("vae")),
+        rendered("--area", "96", "--clips", str(num_clips)),  # how things move is learnt on them at half the cost
         Stage("latents", on),
         Stage("refiner", of("refiner")),
         Stage("transformer", of("transformer")),
