@@ -35,7 +35,7 @@ FPS = 12.0
 def joined(frames: Tensor, vae: Vae) -> dict[str, Tensor]:
     """Frames [T, H, W, 3] in 0..1, whose second half is as it came, decoded, and handed over to."""
     decoded = torch.cat(list(vae.decode(vae.encode([frames]))))
-    join = Join(decoded[HALF - 1], frames[HALF - 1])
+    join = Join.of(decoded[HALF - 1], frames[HALF - 1], frames[HALF - 2])
     handed = torch.cat(list(hand_over([decoded[HALF:]], lambda: join, None, FPS)))
     halves = {"as it came": frames[HALF:], "without": decoded[HALF:], "with the handover": handed}
     return {name: to_uint8(torch.cat([frames[:HALF], half])) for name, half in halves.items()}

@@ -80,8 +80,8 @@ class _Made:
         if before is not None or after is not None:
             chunks = hand_over(
                 chunks,
-                None if before is None else partial(self.join, before, piece.first - 1),
-                None if after is None else partial(self.join, after, after.start),
+                None if before is None else partial(self.join, before, piece.first - 1, -1),
+                None if after is None else partial(self.join, after, after.start, 1),
                 float(self.plan.request.size.fps),
             )
         while True:
@@ -92,15 +92,18 @@ class _Made:
                 return
             yield frames
 
-    def join(self, given: Given, number: int) -> Join:
-        """Frame `number` of the timeline, which is a given one, as it is decoded and as it came."""
+    def join(self, given: Given, number: int, away: int) -> Join:
+        """Frame `number` of the timeline, which is a given one, as it is decoded and as it came.
+
+        away: 1 where the source lies after the join, -1 where before.
+        """
         decoded = next(self.frames(number, 1))[0]
         here, edit = given.first + number - given.start, self.plan.request.edit
         assert edit is not None
-        source, step = source_frame(self.plan, given, here, *decoded.shape[:2]), None
-        if here + 1 < edit.sources[given.source].num_frames:
-            step = float((source_frame(self.plan, given, here + 1, *decoded.shape[:2]) - source).abs().mean())
-        return Join(decoded, source.to(decoded), step)
+        source = source_frame(self.plan, given, here, *decoded.shape[:2]).to(decoded)
+        if not 0 <= here + away < edit.sources[given.source].num_frames:
+            return Join(decoded, source)
+        return Join.of(decoded, source, source_frame(self.plan, given, here + away, *decoded.shape[:2]).to(decoded))
 
     def frames(self, first: int, count: int) -> Iterator[Tensor]:
         """Frames first .. first + count as floats in 0..1; those before them are passed over."""

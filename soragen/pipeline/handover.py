@@ -4,7 +4,8 @@ The file holds the source's own frames, and next to them frames that a VAE has d
 off in colour. That step would be seen. The frame at the join exists twice, as it came and as the VAE gives it back;
 both are followed along the movement of the made frames near it, and what they differ in is added to those: whole beside
 the join, nothing `LENGTH` seconds away, and only where a made frame still shows what the frame at the join does.
-There the made frame itself is drawn a little towards what was followed, since the two are never quite the same.
+There the made frame itself is drawn towards what was followed, since the two are never quite the same; and right beside
+the join that moves on as the source moved, since made frames set out more slowly than what they follow.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ LENGTH = 1.0
 """Seconds that the difference takes to fade."""
 MOST_FRAMES = 16
 """That may be held back before a join: frames are large."""
-PREDICTED = 0.5
+PREDICTED = 0.7
 """How much of a made frame beside the join is what was followed to there. It fades faster than the difference."""
+INERTIA = (1.0, 0.7, 0.4)
+"""Of the first made frames beside the join: how much of the movement along which it is followed is the source's own."""
 SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
 BLOCK = 8
@@ -50,12 +53,18 @@ FLOW_BYTES = 4_000_000
 class Join:
     """The frame at a join, [H, W, 3] in 0..1: as the VAE gives it back, and as it came.
 
-    step: the mean difference of it and the frame of the source behind it; None where that has no other.
+    Beyond it, away from the join, lies the next frame of the source. step: the mean difference of the two. going: where
+    what is seen in it is there, a flow, as most blocks around have it. Both None where the source has no other frame.
     """
 
     decoded: Tensor
     source: Tensor
     step: float | None = None
+    going: Tensor | None = None
+
+    @classmethod
+    def of(cls, decoded: Tensor, source: Tensor, beyond: Tensor) -> Join:
+        return cls(decoded, source, float((beyond - source).abs().mean()), calm(flow(source, beyond)))
 
 
 class Trail:
@@ -64,10 +73,13 @@ class Trail:
     def __init__(self, join: Join) -> None:
         self.join, self.before = join, join.decoded
         self.along: Tensor | None = None
+        self.inertia = iter(INERTIA)
 
     def applied(self, frame: Tensor, share: float) -> Tensor:
         """The next made frame [H, W, 3] in 0..1, and `share` (0..1) of what the join's is more, where it shows that."""
         step = flow(frame, self.before)
+        if self.join.going is not None:
+            step = step.lerp(self.join.going, next(self.inertia, 0.0))
         self.along = step if self.along is None else follow(step, self.along)
         self.before = frame
         decoded = moved(self.join.decoded, self.along)

@@ -14,6 +14,7 @@ from torch import Tensor
 from soragen.pipeline.handover import FLOW_BYTES, MOST_FRAMES, Join, arrive, fade, hand_over, held_bytes
 from soragen.pipeline.timeline import Given, Piece, Timeline
 from soragen.size import VideoSize
+from soragen.video.flow import flow
 from soragen.video.write import to_uint8
 
 HEIGHT, WIDTH = 24, 40
@@ -169,3 +170,24 @@ def test_texture_goes_along_with_what_moves() -> None:
             view(coarse + fade(i, 12) * fine, 2 * i), view(coarse, 2 * i) + fade(i, 12) * view(fine, 0),
         ))  # fmt: skip
         assert there < 0.3 * left_behind
+
+
+def test_what_sets_out_slowly_keeps_the_movement_of_the_source() -> None:
+    """A source that moves on by two pixels a frame, and made frames whose first step is half a pixel."""
+    torch.manual_seed(0)
+    picture = F.interpolate(torch.rand(1, 3, 8, 20), (128, 320), mode="bicubic").clamp(0.1, 0.9)[0].permute(1, 2, 0)
+
+    def view(at: float) -> Tensor:
+        left = F.interpolate(picture.permute(2, 0, 1)[None], scale_factor=(1, 2), mode="bilinear")[0].permute(1, 2, 0)
+        start = round(160 - 2 * at)
+        return left[:, start : start + 256 : 2]
+
+    frames = [view(0.5 + 2 * i) for i in range(3)]
+    still = run(frames, Join(view(0), view(0)), None, fps=12)
+    going = run(frames, Join.of(view(0), view(0), view(-2)), None, fps=12)
+
+    def step(made: list[Tensor]) -> float:
+        return float(flow(made[0], view(0))[0, 0].median()) * 128 / 2
+
+    assert step(still) == pytest.approx(-0.5, abs=0.3)
+    assert step(going) < -0.9  # a part of the made frame itself stays
