@@ -211,6 +211,8 @@ def test_convolutions_are_left_out_where_all_is_noise(transformer: PocketTransfo
     expected = torch.cat([estimate(bare, noisy), estimate(transformer, clear)])
     torch.testing.assert_close(estimate(early, slice(0, 2)), expected)
     assert not torch.allclose(estimate(transformer, noisy), expected[noisy])
+    sigma[:] = 1.0
+    assert not torch.allclose(estimate(transformer, noisy), estimate(bare, noisy))  # unless said, at all levels
 
 
 def test_it_also_computes_in_16_bits(transformer: PocketTransformer) -> None:

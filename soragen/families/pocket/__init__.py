@@ -40,7 +40,7 @@ class Pocket:
         matrices = c.width * (6 * c.width + 3 * c.mlp_width)  # qkv, out, and the query and output of cross-attention
         flops = c.num_layers * (2 * n * matrices + 4 * n * n * c.width)
         head = 9 * (3 * c.latent_channels + c.head_width) + 21 * c.head_layers * c.head_width
-        flops += 2 * n * c.patch_size**2 * c.head_width * head
+        flops += 2 * n * c.patch_size**2 * c.head_width * head  # of a step that has them (`head_below`)
         widest = 3 * c.width + 2 * c.mlp_width  # what a block holds of a token at once, in float32
         widest = max(widest, c.patch_size**2 * (2 * c.latent_channels + 6 * c.head_width))  # or the convolutions
         columns = grid.height * grid.width // PATCH**2

@@ -46,7 +46,7 @@ class TransformerConfig:
     """Channels of the convolutions behind the transformer; 0 for none."""
     head_layers: int = 0
     """Residual blocks among them."""
-    head_below: float = 1.0
+    head_below: float = math.inf
     """Noise level from which on they are left out: they tell what neighbours agree on, and there is nothing yet."""
 
     def __post_init__(self) -> None:
