@@ -1,7 +1,7 @@
 """torch's Muon (Jordan et al. 2024), with matrices of one shape orthogonalised together, in whichever numbers are fast.
 
 torch's own does it one by one in bfloat16. On a processor that emulates those that takes longer than the rest of a
-training step.
+training step. Processes that train together share the matrices out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,6 +29,17 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], nu
             gram = x @ x.mT
             x = a * x + (b * gram + c * gram @ gram) @ x
     return x.float()
+
+
+def orthogonalise_together(matrices: Tensor, coefficients: tuple[float, float, float], num_steps: int) -> Tensor:
+    """The same, of matrices that all processes have alike: each does its part of them, and all get the whole."""
+    if not dist.is_initialized():
+        return orthogonalise(matrices, coefficients, num_steps)
+    part = slice(dist.get_rank(), None, dist.get_world_size())
+    turned = torch.zeros_like(matrices)
+    turned[part] = orthogonalise(matrices[part], coefficients, num_steps)
+    dist.all_reduce(turned)
+    return turned
 
 
 class Muon(torch.optim.Muon):
@@ -48,7 +60,7 @@ class Muon(torch.optim.Muon):
                     grad = cast("Tensor", p.grad)
                     momentum.lerp_(grad, 1 - group["momentum"])
                     updates.append(grad.lerp(momentum, group["momentum"]))
-                turned = orthogonalise(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
+                turned = orthogonalise_together(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(params, turned, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)

@@ -89,7 +89,7 @@ def draw_shape(rng: random.Random, share: float, clips: bool) -> tuple[str, int]
     """Images or clips, and of how many latent frames, at `share` (0..1) of the training."""
     if not clips or rng.random() < 0.85 - 0.8 * share:
         return "images", 1
-    return "clips", rng.choices([2, 3, 5, 7], [3 - 2.5 * share, 2 - share, 1 + share, 0.5 + 5 * share])[0]
+    return "clips", rng.choices([2, 3, 5, 7], [3 - 2.7 * share, 2 - 1.4 * share, 1 + share, 0.5 + 7 * share])[0]
 
 
 def draw_known(rng: random.Random, num_frames: int, start: int) -> list[float]:

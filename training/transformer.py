@@ -43,21 +43,24 @@ from training.world.captions import caption
 
 TOKENS_PER_STEP = 4096
 SIGMA_MEAN, SIGMA_STD = 0.3, 1.4
-LONG_CLIP, LONG_SIGMA_MEAN = 5, 1.8
+LONG_CLIP, LONG_SIGMA_MEAN = 5, 2.2
 EMPTY_CAPTION = 0.1
 EMA = 0.997
 CONTINUED = 0.25
-SUBJECT_WEIGHT = 3.0
+SUBJECT_WEIGHT = 2.5
 MORE_OFTEN: dict[tuple[str, ...], float] = {
-    ("still",): 1.5, ("bouncing",): 2.0, ("swaying",): 2.5, ("spinning",): 4.0,
-    ("moving left",): 2.5, ("moving right",): 2.5, ("orbit",): 1.5, ("duck",): 3.0, ("robot",): 2.0,
-    ("still", "pan left"): 4.0, ("still", "pan right"): 4.0, ("bouncing", "pan left"): 2.0,
-    ("bouncing", "pan right"): 2.0, ("bouncing", "static"): 1.5, ("moving left", "orbit"): 2.0,
-    ("moving right", "orbit"): 2.0, ("growing", "orbit"): 2.0, ("growing", "zoom out"): 1.5,
-    ("shrinking", "zoom in"): 1.5, ("rising", "zoom in"): 2.0,
+    ("still",): 1.5, ("bouncing",): 2.0, ("swaying",): 3.0, ("spinning",): 5.0, ("spinning", "zoom in"): 1.5,
+    ("moving left",): 2.5, ("moving right",): 2.5, ("orbit",): 1.5, ("duck",): 3.5, ("robot",): 2.0, ("tree",): 1.5,
+    ("still", "pan left"): 2.0, ("still", "pan right"): 2.0, ("bouncing", "pan left"): 1.5,
+    ("bouncing", "pan right"): 1.5, ("bouncing", "static"): 1.5, ("moving left", "orbit"): 2.5,
+    ("moving right", "orbit"): 2.5, ("moving left", "pan left"): 2.0, ("moving left", "pan right"): 2.0,
+    ("moving right", "pan left"): 2.0, ("moving right", "pan right"): 2.0, ("moving left", "static"): 1.5,
+    ("moving right", "static"): 1.5, ("swaying", "pan left"): 1.5, ("swaying", "pan right"): 1.5,
+    ("growing", "orbit"): 2.0, ("growing", "zoom out"): 1.5, ("shrinking", "zoom in"): 2.5,
+    ("shrinking", "orbit"): 1.5, ("rising", "zoom in"): 3.0, ("rising", "orbit"): 1.5,
 }  # fmt: skip
 """What is learnt last is drawn more often: values, and values that meet."""
-RATE_FALLS = 0.3
+RATE_FALLS = 0.15
 """Share of the training, at its end, over which the learning rate falls to zero."""
 
 

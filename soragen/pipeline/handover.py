@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from torch import Tensor
 from soragen.pipeline.timeline import Given, Piece, Timeline
 from soragen.size import VideoSize
 from soragen.video.flow import calm, flow, follow, moved
-from soragen.video.motion import difference
 from soragen.video.write import to_uint8
 
 LENGTH = 1.0
@@ -39,8 +37,8 @@ SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
 BLOCK = 8
 """Pixels of a block's side."""
-ARRIVING = 8
-"""Frames over which a step is spread that is larger than those before it, where made frames arrive at a source's."""
+ARRIVING, ARRIVED = 8, 0.85
+"""Frames over which made ones change into a source's that they arrive at, and how much of the last one has done so."""
 ARRIVING_SIDE = 64
 """At which what is seen is looked for over that step: twice as far away as from frame to frame."""
 WORKING = 6
@@ -53,18 +51,17 @@ FLOW_BYTES = 4_000_000
 class Join:
     """The frame at a join, [H, W, 3] in 0..1: as the VAE gives it back, and as it came.
 
-    Beyond it, away from the join, lies the next frame of the source. step: the mean difference of the two. going: where
-    what is seen in it is there, a flow, as most blocks around have it. Both None where the source has no other frame.
+    Beyond it, away from the join, lies the next frame of the source. going: where what is seen in it is there, a flow,
+    as most blocks around have it. None where the source has no other frame.
     """
 
     decoded: Tensor
     source: Tensor
-    step: float | None = None
     going: Tensor | None = None
 
     @classmethod
     def of(cls, decoded: Tensor, source: Tensor, beyond: Tensor) -> Join:
-        return cls(decoded, source, float((beyond - source).abs().mean()), calm(flow(source, beyond)))
+        return cls(decoded, source, calm(flow(source, beyond)))
 
 
 class Trail:
@@ -94,29 +91,23 @@ class Trail:
         return more.add_(frame).clamp_(0, 1)
 
 
-def arrive(frames: Sequence[Tensor], source: Tensor, going_on: float | None = None) -> Iterator[Tensor]:
-    """The last made frames [H, W, 3] uint8 before `source`, a frame of the file as it came; they and it in 0..1.
+def arrive(frames: Sequence[Tensor], join: Join) -> Iterator[Tensor]:
+    """The last made frames [H, W, 3] uint8 before the join's, which they arrive at; they come in 0..1.
 
-    The share by which the step to it is larger than those between them, and than `going_on`, the one behind it, is
-    spread over them: whole in the last, nothing in the first. What is seen moves to where the source has it, and
-    changes into what the source shows there. A single frame stays as it is.
+    What is seen moves to where the source has it, and changes into what the source shows there, less so the earlier:
+    the last frame by `ARRIVED`, the first not at all. The source's frame is followed back along its own movement,
+    one step for each frame, so that nothing stands still at the end.
     """
-    last, share = to_float(frames[-1]), 0.0
-    along = calm(flow(source, last, ARRIVING_SIDE))
+    last = to_float(frames[-1])
 
-    def arrived(frame: Tensor, part: float) -> Tensor:
-        change = moved(source, (part - 1) * along).sub_(moved(last, part * along))
-        return change.mul_(part).add_(moved(frame, part * along)).clamp_(0, 1)
+    def source(steps: int) -> Tensor:
+        return join.source if join.going is None else moved(join.source, steps * join.going)
 
-    if len(frames) > 1:
-        usual = statistics.mean(difference(a, b) for a, b in itertools.pairwise(frames))
-        usual = usual if going_on is None else min(usual, going_on)
-        for power in (1.0, 0.5):  # of what moves the last bit of its way is seen most: half of what is left goes, too
-            size = float((source - arrived(last, share)).abs().mean())
-            share = 1 - (1 - share) * min(1.0, usual / max(size, 1e-6)) ** power
+    along = calm(flow(source(1), last, ARRIVING_SIDE))
     for i, frame in enumerate(frames):
-        part = share * i / max(1, len(frames) - 1)
-        yield arrived(to_float(frame), part) if part else to_float(frame)
+        part = ARRIVED * i / max(1, len(frames) - 1)
+        change = moved(source(len(frames) - i), (part - 1) * along).sub_(moved(last, part * along))
+        yield change.mul_(part).add_(moved(to_float(frame), part * along)).clamp_(0, 1) if part else to_float(frame)
 
 
 def fade(distance: int, length: int) -> float:
@@ -177,7 +168,7 @@ def hand_over(
             waiting[-distance] = to_uint8(last.applied(to_float(waiting[-distance]), fade(distance, length)))
         early = max(0, num_waiting - ARRIVING)
         yield from (to_float(waiting.popleft())[None] for _ in range(early))
-        yield from (frame[None] for frame in arrive(waiting, join.source, join.step))
+        yield from (frame[None] for frame in arrive(waiting, join))
 
 
 def to_float(frame: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from live import Live
 from torch import Tensor
 
-from soragen.pipeline.handover import FLOW_BYTES, MOST_FRAMES, Join, arrive, fade, hand_over, held_bytes
+from soragen.pipeline.handover import ARRIVED, FLOW_BYTES, MOST_FRAMES, Join, arrive, fade, hand_over, held_bytes
 from soragen.pipeline.timeline import Given, Piece, Timeline
 from soragen.size import VideoSize
 from soragen.video.flow import flow
@@ -60,27 +60,23 @@ def shades(frames: Iterator[Tensor]) -> list[float]:
     return [float(frame.mean()) for frame in frames]
 
 
-def test_a_large_step_to_what_follows_is_spread_over_the_last_frames() -> None:
+def test_the_way_to_what_follows_is_spread_over_the_last_frames() -> None:
     source = torch.full((2, 2, 3), 0.8)
-    assert shades(arrive(flat(0.2, 0.2, 0.2, 0.2), source)) == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    arrived = shades(arrive(flat(0.1, 0.12, 0.14, 0.16), source))
-    assert arrived[0] == pytest.approx(0.1, abs=0.002) and 0.8 - arrived[-1] == pytest.approx(0.02, abs=0.005)
+    arrived = shades(arrive(flat(0.2, 0.2, 0.2, 0.2), Join(source, source)))
+    assert arrived == pytest.approx([0.2 + 0.6 * ARRIVED * i / 3 for i in range(4)], abs=0.003)
+    assert shades(arrive(flat(0.4), Join(source, source))) == pytest.approx([0.4], abs=0.003)  # one stays as it is
 
 
-def test_where_the_source_goes_on_more_slowly_made_frames_arrive_as_slowly() -> None:
-    source, made = torch.full((2, 2, 3), 0.5), flat(0.1, 0.2, 0.3, 0.4)
-    assert shades(arrive(made, source)) == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.003)
-    slowly = shades(arrive(made, source, going_on=0.02))
-    assert slowly[0] == pytest.approx(0.1, abs=0.003) and 0.5 - slowly[-1] == pytest.approx(0.02, abs=0.005)
-    faster = shades(arrive(made, source, going_on=0.3))
-    assert faster == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.003)
-
-
-def test_the_step_of_the_source_decides_how_a_passage_arrives() -> None:
-    shown = [torch.full((HEIGHT, WIDTH, 3), value) for value in (0.2, 0.3, 0.4)]
-    after = {step: Join(torch.full_like(shown[0], 0.5), torch.full_like(shown[0], 0.5), step) for step in (None, 0.02)}
-    steps = {step: 0.5 - float(run(shown, None, join)[-1].mean()) for step, join in after.items()}
-    assert steps[0.02] < 0.6 * steps[None]
+def test_what_is_on_its_way_already_does_not_stand_still_at_the_end() -> None:
+    """A picture that passes by: made frames arrive in its pace, not at its last place before the time."""
+    torch.manual_seed(0)
+    picture = F.interpolate(torch.rand(1, 3, 12, 12), (64, 64), mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0)
+    passing = [picture.roll(2 * i, 1) for i in range(7)]
+    here = Join.of(passing[5], passing[5], passing[6])
+    for join, least, most in ((here, 0.8, 1.2), (Join(here.decoded, here.source), 0.0, 0.5)):
+        *_, last = arrive([to_uint8(frame) for frame in passing[:5]], join)
+        steps = [float((passing[5] - frame)[8:-8, 16:-16].abs().mean()) for frame in (last, passing[4])]
+        assert least < steps[0] / steps[1] < most
 
 
 def test_what_arrives_elsewhere_moves_there() -> None:
@@ -89,17 +85,11 @@ def test_what_arrives_elsewhere_moves_there() -> None:
     disc = torch.zeros(1, 3, 64, 64)
     disc[..., 24:40, 20:36] = F.interpolate(torch.rand(1, 3, 4, 4), (16, 16), mode="bicubic").clamp(0.3, 1)
     still = disc[0].permute(1, 2, 0)
-    arrived = list(arrive([to_uint8(still)] * 5, still.roll(6, 1)))
+    arrived = list(arrive([to_uint8(still)] * 5, Join(still, still.roll(6, 1))))
     for step, frame in enumerate(arrived):
         at = [float((frame - still.roll(pixels, 1)).abs().mean()) for pixels in range(7)]
-        assert abs(at.index(min(at)) - 6 * step / 4) < 0.6
+        assert abs(at.index(min(at)) - 6 * ARRIVED * step / 4) < 0.6
         assert min(at) < 0.25 * float((still - still.roll(6, 1)).abs().mean())
-
-
-@pytest.mark.parametrize("values", [(0.1, 0.2, 0.3, 0.4), (0.4, 0.6, 0.4), (0.4,)])
-def test_a_step_like_those_before_it_is_left_alone(values: tuple[float, ...]) -> None:
-    source = torch.full((2, 2, 3), 0.5)
-    assert shades(arrive(flat(*values), source)) == pytest.approx(list(values), abs=0.003)
 
 
 def test_both_ends_of_a_short_passage() -> None:
