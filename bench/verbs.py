@@ -44,6 +44,9 @@ HALF = 13
 NEAR = 4
 """Steps on each side of a join that are its neighbourhood."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+STRENGTH = 0.75
+"""That of restyle, unless it is told another one."""
+RESTYLED = {"time of day changed": ("time",), "motion kept": ("motion",), "both": ("time", "motion")}
 KEPT = ("subject", "colour", "ground", "time")
 EXACT = 99.0
 """Decibels that stand for no difference at all."""
@@ -64,6 +67,8 @@ BARS = {
     **{f"distance at strength {strength:g}, of 255": SHARE for strength in STRENGTHS[1:]},
     **{f"time of day changed at strength {strength:g}": Bar(of="mean") for strength in STRENGTHS[1:]},
     **{f"motion kept at strength {strength:g}": Bar(of="mean") for strength in STRENGTHS[1:]},
+    **{f"both at strength {strength:g}": Bar(of="mean") for strength in STRENGTHS[1:]},
+    f"both at strength {STRENGTH:g}": Bar(low=0.7, of="mean"),
 }  # fmt: skip
 
 
@@ -147,10 +152,12 @@ class Tries:
             self.scores.add("restyle", f"distance at strength {strength:g}, of 255", 255 * distances[-1])
             if scene:
                 told, true = self.told(frames), self.told(clip.frames)
-                for what, name in (("time of day changed", "time"), ("motion kept", "motion")):
-                    right = getattr(scene, name)
+                right = {name: told[name] == getattr(scene, name) for name in ("time", "motion")}
+                before = {name: true[name] == getattr(scene, name) for name in right}
+                for what, names in RESTYLED.items():
                     words = f"{what} at strength {strength:g}"
-                    self.scores.add("restyle", words, told[name] == right, true[name] == right)
+                    made, was = (all(each[name] for name in names) for each in (right, before))
+                    self.scores.add("restyle", words, made, was)
         grows = all(low <= high for low, high in pairwise(distances))
         self.scores.add("restyle", MONOTONE, grows)
 

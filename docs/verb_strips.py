@@ -35,7 +35,7 @@ COMMANDS = (
     'image "a yellow duck on the ocean at sunset" -o dusk.png',
     'animate duck.png "the sun sets" --last dusk.png -o evening.mp4',
     "connect ball.mp4 boat.mp4 -o both.mp4",
-    'restyle boat.mp4 "a red boat on the ocean at night" --strength 0.7 -o night.mp4',
+    'restyle boat.mp4 "a red boat on the ocean at night" -o night.mp4',
     "storyboard examples/storyboard.toml -o shots.mp4",
 )
 SIDE, FRAMES = 96, 12

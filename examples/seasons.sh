@@ -8,5 +8,5 @@ clip=${1:?a video}
 shift
 
 for prompt in "$@"; do
-    soragen restyle "$clip" "$prompt" --strength 0.6 --seed 1 --quiet
+    soragen restyle "$clip" "$prompt" --seed 1 --quiet
 done

@@ -17,6 +17,8 @@ RECIPE_VERSION = 1
 
 QUANTIZED = ("int8", "fp8")
 """How weights of 8 bits may be stored."""
+HELD_UNTIL = 0.8
+"""The strength of a restyle up to which the forms of its video are held."""
 ATTENTIONS = {"sdpa": True, "flash3": True, "sage": False}
 """Name to whether it is exact: equal to the others but for the order in which it adds."""
 
@@ -152,9 +154,24 @@ class Request:
 
     @property
     def is_guided(self) -> bool:
-        """Whether the negative prompt is read, at any step."""
+        """Whether the negative prompt leads away from something, at any step."""
         same = self.prompt == self.negative_prompt  # then there is nothing to lead away from
         return not same and (self.guidance_scale != 1 or self.low_noise_guidance_scale != 1)
+
+    @property
+    def held(self) -> float:
+        """How much of what the model misses of a video that is restyled is kept, 0..1; see `diffusion.guidance.held`.
+
+        All of it, but where so little is to be left of the video that its forms are to go as well.
+        """
+        if self.edit is None or self.edit.verb != "restyle" or self.edit.strength == 0:
+            return 0.0
+        return min(1.0, (1 - self.edit.strength) / (1 - HELD_UNTIL))
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether the negative prompt is read."""
+        return self.is_guided or self.held > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in the order in which people read them."""

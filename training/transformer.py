@@ -60,7 +60,7 @@ MORE_OFTEN: dict[tuple[str, ...], float] = {
     ("shrinking", "orbit"): 1.5, ("rising", "zoom in"): 3.0, ("rising", "orbit"): 1.5,
 }  # fmt: skip
 """What is learnt last is drawn more often: values, and values that meet."""
-RATE_FALLS = 0.15
+RATE_FALLS = 0.3
 """Share of the training, at its end, over which the learning rate falls to zero."""
 
 

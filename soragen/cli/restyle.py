@@ -13,7 +13,7 @@ def restyle(
     common: Common,
     video: options.Video,
     prompt: options.Prompt,
-    strength: options.Strength = 0.6,
+    strength: options.Strength = 0.75,
     lossless: options.Lossless = False,
 ) -> None:
     """Make a video anew from its own forms and movements, as the prompt says."""

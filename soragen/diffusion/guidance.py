@@ -1,10 +1,11 @@
-"""What denoises, and how it is pushed towards the prompt."""
+"""What denoises, how it is pushed towards the prompt, and how it is held by a video."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from soragen.diffusion.schedule import NoiseLevel
@@ -47,3 +48,24 @@ def guided(cond: Denoiser, uncond: Denoiser | None, scale: Scale) -> Denoiser:
         return away + here * (towards - away)
 
     return guided_denoiser
+
+
+def held(denoiser: Denoiser, uncond: Denoiser, source: Tensor, noise: Tensor, share: float) -> Denoiser:
+    """A denoiser that keeps what it does not understand of `source`: a `share` (0..1) of it.
+
+    `uncond` sees the source alone, as noisy as the step is, and what it misses of that is added to the clean estimate:
+    where the prompt asks for nothing else, both networks err alike, and the source comes back. With a share of 1 and
+    Euler's steps this is FlowEdit (Kulikov et al., arXiv:2412.08629, algorithm 1 with one noise): its
+    z_edit + z_src - x_src are the noisy latents here. Said of clean estimates it fits every schedule and solver.
+
+    source, noise: [B, C, T, H, W]; those of which the latents of the first step were mixed.
+    """
+
+    def held_denoiser(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
+        noisy = level.alpha * source + level.sigma * noise
+        if mask is not None:
+            noisy = torch.where(mask.bool()[:, None, None], noisy, source)
+        missed = source - uncond(noisy, level, mask).float()
+        return denoiser(latents, level, mask).float() + share * missed
+
+    return held_denoiser

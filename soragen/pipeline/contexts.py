@@ -28,7 +28,7 @@ class Contexts:
         self.folder = folder
 
     def write(self, request: Request, context: Context, negative: Context | None) -> None:
-        """The prompt of `request`, and its negative prompt where guidance needs that."""
+        """The prompt of `request`, and its negative prompt where that is needed."""
         for prompt, encoded in ((request.prompt, context), (request.negative_prompt, negative)):
             if encoded is not None and not (path := self._file(prompt)).exists():
                 tensors = {field.name: getattr(encoded, field.name).cpu().contiguous() for field in fields(encoded)}
@@ -38,11 +38,11 @@ class Contexts:
         """What `write` wrote."""
         return (
             self._read(request.prompt, device),
-            self._read(request.negative_prompt, device) if request.is_guided else None,
+            self._read(request.negative_prompt, device) if request.needs_negative else None,
         )
 
     def hold(self, request: Request) -> bool:
-        prompts = (request.prompt, *((request.negative_prompt,) if request.is_guided else ()))
+        prompts = (request.prompt, *((request.negative_prompt,) if request.needs_negative else ()))
         return all(self._file(prompt).exists() for prompt in prompts)
 
     def write_given(self, key: str, conditions: Conditions, source: Tensor | None) -> None:

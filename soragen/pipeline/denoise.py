@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from soragen.diffusion.condition import KnownFrames
-from soragen.diffusion.guidance import Denoiser, Scale, guided
+from soragen.diffusion.guidance import Denoiser, Scale, guided, held
 from soragen.diffusion.noise import starting_noise
 from soragen.diffusion.sampler import denoise
 from soragen.diffusion.solver import make_solver
@@ -43,16 +43,21 @@ def denoise_windows(
         latents[:, :, is_known] = given.latents.cpu()[:, :, is_known].float()
     is_made, steps = ~is_known, plan.num_steps
     anchored = drift.anchored_to(plan)
-    denoiser: Denoiser | None = None
+    bound: tuple[Denoiser, Denoiser | None] | None = None
     for number, window in enumerate(plan.windows):
         known = _known_in(plan, window, latents, is_known)
         if known is None or bool(known.mask.any()):
-            if denoiser is None or conditions.keyframes:  # which move against the window
-                denoiser = _bind(plan, context, negative, conditions, window, transformer)
+            if bound is None or conditions.keyframes:  # which move against the window
+                bound = _bind(plan, context, negative, conditions, window, transformer)
+            denoiser, uncond = guided(*bound, guidance(request, transformer)), bound[1]
             start = mixed = noise[:, :, window.frames].to(device)
             if source is not None:
                 level = plan.schedule[first_step]
-                mixed = level.alpha * source[:, :, window.frames].to(start) + level.sigma * start
+                clean = source[:, :, window.frames].to(start)
+                mixed = level.alpha * clean + level.sigma * start
+                if request.held:
+                    assert uncond is not None
+                    denoiser = held(denoiser, uncond, clean, start, request.held)
             solver = make_solver(request.solver, plan.schedule, request.seed + number)
             for step in denoise(
                 denoiser, mixed, plan.schedule, solver, known, first_step=first_step, noise=start, seed=request.seed
@@ -89,13 +94,11 @@ def _bind(
     conditions: Conditions,
     window: Window,
     transformer: Transformer,
-) -> Denoiser:
+) -> tuple[Denoiser, Denoiser | None]:
+    """What denoises with the prompt, and with the negative one."""
     grid = plan.window_grid
-    return guided(
-        bind(transformer, context, grid, conditions, window),
-        bind(transformer, negative, grid, conditions, window) if negative is not None else None,
-        guidance(plan.request, transformer),
-    )
+    cond = bind(transformer, context, grid, conditions, window)
+    return cond, bind(transformer, negative, grid, conditions, window) if negative is not None else None
 
 
 def guidance(request: Request, transformer: Transformer) -> Scale:

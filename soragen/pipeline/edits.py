@@ -165,7 +165,7 @@ def restyle(
     video: Path,
     prompt: str,
     *,
-    strength: float = 0.6,
+    strength: float = 0.75,
     odd_sides: bool = False,
     model: str = "pocket",
     listen: Listener,

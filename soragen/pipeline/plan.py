@@ -99,7 +99,7 @@ class Plan(Footprint):
         if not self.makes_frames:
             return 0.0
         forwards = sum(part.work.transformer_flops * part._num_forwards for part in self.passes)
-        return forwards * (2 if self.request.is_guided else 1)
+        return forwards * (1 + self.request.is_guided + (self.request.held > 0))
 
     @property
     def _num_forwards(self) -> int:

@@ -172,11 +172,11 @@ def verify_small_files(plan: Plan) -> None:
 def encode_prompts(
     plan: Plan, strict: bool, listen: Listener, encoder: TextEncoder | None = None
 ) -> tuple[Context, Context | None]:
-    """The prompt, and the negative one where guidance needs it. The encoder is gone afterwards, unless it was given."""
+    """The prompt, and the negative one where it is needed. The encoder is gone afterwards, unless it was given."""
     request, machine = plan.request, plan.machine
     encoder = encoder or load_text_encoder(plan)
     prompts = {"prompt": request.prompt}
-    if request.is_guided:
+    if request.needs_negative:
         prompts["negative prompt"] = request.negative_prompt
     for what, prompt in prompts.items():
         if dropped := encoder.dropped(prompt):

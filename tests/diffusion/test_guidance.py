@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
-from soragen.diffusion.guidance import guided
-from soragen.diffusion.schedule import NoiseLevel
+from soragen.diffusion.guidance import guided, held
+from soragen.diffusion.schedule import NoiseLevel, flow
 
 LEVEL = NoiseLevel(0.3, 0.7, 700.0)
 
@@ -55,3 +57,47 @@ def test_the_scale_may_depend_on_the_level() -> None:
         assert torch.equal(denoiser(latents, level), fixed(latents, level))
     unguided = guided(towards(cond), never, lambda level: 1.0)
     assert torch.equal(unguided(latents, LEVEL), towards(cond)(latents, LEVEL))
+
+
+SOURCE, NOISE = torch.randn(2, 1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def drawing(picture: float, share: float = 0.3):  # type: ignore[no-untyped-def]
+    """A network that sees a share of what is in the latents and fills in `picture`."""
+    return lambda latents, level, mask=None: share * latents + (1 - share) * picture
+
+
+def test_what_is_held_comes_back_where_nothing_else_is_asked_for() -> None:
+    same = held(drawing(0.5), drawing(0.5), SOURCE, NOISE, 1.0)
+    mixed = LEVEL.alpha * SOURCE + LEVEL.sigma * NOISE
+    torch.testing.assert_close(same(mixed, LEVEL), SOURCE)
+    assert torch.equal(held(drawing(0.5), drawing(0.5), SOURCE, NOISE, 0.0)(mixed, LEVEL), drawing(0.5)(mixed, LEVEL))
+
+
+def test_holding_with_eulers_steps_is_flowedit() -> None:
+    """Its algorithm 1, in its own variables, against ours."""
+    schedule = flow(6, 3.0)[2:]
+    target, unprompted = guided(drawing(1.0, 0.2), drawing(0.2), 3.5), drawing(0.2)
+    edit, ours = SOURCE, schedule[0].alpha * SOURCE + schedule[0].sigma * NOISE
+    denoiser = held(target, unprompted, SOURCE, NOISE, 1.0)
+    for level, after in pairwise(schedule):
+        noisy = level.alpha * SOURCE + level.sigma * NOISE
+        beside = edit + noisy - SOURCE
+        velocities = [(x - network(x, level)) / level.sigma for network, x in ((target, beside), (unprompted, noisy))]
+        edit = edit + (after.sigma - level.sigma) * (velocities[0] - velocities[1])
+        ours = ours + (after.sigma - level.sigma) * (ours - denoiser(ours, level)) / level.sigma
+    torch.testing.assert_close(ours, edit)
+    assert float((ours - SOURCE).abs().mean()) > 0.1
+
+
+def test_what_is_held_is_clean_where_frames_are_given() -> None:
+    seen: list[Tensor] = []
+
+    def watching(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
+        seen.append(latents)
+        return latents
+
+    mask = torch.tensor([0, 1, 1])
+    held(drawing(0.5), watching, SOURCE, NOISE, 1.0)(SOURCE, LEVEL, mask)
+    assert torch.equal(seen[0][:, :, 0], SOURCE[:, :, 0])
+    assert torch.equal(seen[0][:, :, 1:], (LEVEL.alpha * SOURCE + LEVEL.sigma * NOISE)[:, :, 1:])

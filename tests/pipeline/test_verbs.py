@@ -185,6 +185,22 @@ def test_restyling_from_nothing_to_all(edit: Any, make: Make, ask: Any) -> None:
     assert apart == sorted(apart) and apart[0] < apart[-1]
 
 
+def test_a_restyle_holds_what_is_not_asked_for(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without guidance: then the negative prompt is read for this alone."""
+    source = film("a.mkv", 9, 128, 128)
+    request = edit("restyle", source, strength=0.75, steps=4, guidance=1)
+    assert not request.is_guided and request.needs_negative
+    plan = make_plan(request, find(request.checkpoint), "cpu")
+    own = run.load_vae(plan).encode([read(source).float() / 255])
+    apart, flops = [], []
+    for share in (1.0, 0.5, 0.0):
+        monkeypatch.setattr(type(request), "held", share)
+        apart.append(float((latents_of(request)[0] - own).abs().mean()))
+        flops.append(plan.flops)
+    assert apart == sorted(apart) and apart[0] < 0.9 * apart[2]
+    assert flops == [2 * flops[2], 2 * flops[2], flops[2]]
+
+
 def test_a_long_video_is_restyled_in_windows(edit: Any, make: Make) -> None:
     """They agree: nothing jumps where one ends more than where a latent frame does."""
     asked = edit("restyle", film("a.mkv", 41), strength=0.5, steps=4, model="pocket")
