@@ -172,6 +172,20 @@ def test_processes_agree_and_average_their_gradients(tmp_path: Path) -> None:
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["2 5.0 1.5"] * 2
 
 
+def test_processes_share_out_what_muon_turns(tmp_path: Path) -> None:
+    (tmp_path / "turn.py").write_text(
+        "import pathlib, sys, torch\n"
+        "from training.muon import orthogonalise, orthogonalise_together\n"
+        "from training.transformer import Team\n"
+        "team, how = Team(), ((3.4445, -4.7750, 2.0315), 5)\n"
+        "sets = [torch.randn(n, 6, 9, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 5)]\n"
+        "same = [torch.allclose(orthogonalise_together(each, *how), orthogonalise(each, *how), atol=1e-5) for each in sets]\n"
+        "pathlib.Path(sys.argv[1], f'{team.rank}.txt').write_text(f'{team.size} {same}')\n"
+    )
+    in_two_processes(str(tmp_path / "turn.py"), str(tmp_path))
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["2 [True, True, True]"] * 2
+
+
 def test_two_processes_train_together(run: Path, tmp_path: Path) -> None:
     for name in ("latents", "held_out_latents", "text", "vae"):
         (tmp_path / name).symlink_to(run / name)
