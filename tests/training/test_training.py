@@ -179,7 +179,8 @@ def test_processes_share_out_what_muon_turns(tmp_path: Path) -> None:
         "from training.transformer import Team\n"
         "team, how = Team(), ((3.4445, -4.7750, 2.0315), 5)\n"
         "sets = [torch.randn(n, 6, 9, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 5)]\n"
-        "same = [torch.allclose(orthogonalise_together(each, *how), orthogonalise(each, *how), atol=1e-5) for each in sets]\n"
+        "pairs = ((orthogonalise_together(each, *how), orthogonalise(each, *how)) for each in sets)\n"
+        "same = [torch.allclose(*pair, atol=1e-5) for pair in pairs]\n"
         "pathlib.Path(sys.argv[1], f'{team.rank}.txt').write_text(f'{team.size} {same}')\n"
     )
     in_two_processes(str(tmp_path / "turn.py"), str(tmp_path))
