@@ -105,9 +105,12 @@ def arrive(frames: Sequence[Tensor], join: Join) -> Iterator[Tensor]:
 
     along = calm(flow(source(1), last, ARRIVING_SIDE))
     for i, frame in enumerate(frames):
-        part = ARRIVED * i / max(1, len(frames) - 1)
+        if i == 0:
+            yield to_float(frame)
+            continue
+        part = ARRIVED * i / (len(frames) - 1)
         change = moved(source(len(frames) - i), (part - 1) * along).sub_(moved(last, part * along))
-        yield change.mul_(part).add_(moved(to_float(frame), part * along)).clamp_(0, 1) if part else to_float(frame)
+        yield change.mul_(part).add_(moved(to_float(frame), part * along)).clamp_(0, 1)
 
 
 def fade(distance: int, length: int) -> float:
