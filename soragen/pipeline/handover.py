@@ -37,7 +37,7 @@ SAME = 0.1
 """Of the range of a colour: where the mean of a block changes by this much, the scene has changed."""
 BLOCK = 8
 """Pixels of a block's side."""
-ARRIVING, ARRIVED = 8, 0.85
+ARRIVING, ARRIVED = 8, 0.95
 """Frames over which made ones change into a source's that they arrive at, and how much of the last one has done so."""
 ARRIVING_SIDE = 64
 """At which what is seen is looked for over that step: twice as far away as from frame to frame."""
