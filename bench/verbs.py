@@ -32,7 +32,7 @@ from soragen.catalog import checkpoint_folder, find
 from soragen.families import family_of
 from soragen.models.family import Vae
 from soragen.pipeline import edits, run
-from soragen.request import Request
+from soragen.request import STRENGTH, Request
 from soragen.video.motion import difference, differences, seam_score
 from soragen.video.write import to_uint8
 from training.probe import Probe, answers, load_probe
@@ -44,8 +44,6 @@ HALF = 13
 NEAR = 4
 """Steps on each side of a join that are its neighbourhood."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-STRENGTH = 0.75
-"""That of restyle, unless it is told another one."""
 RESTYLED = {"time of day changed": ("time",), "motion kept": ("motion",), "both": ("time", "motion")}
 KEPT = ("subject", "colour", "ground", "time")
 EXACT = 99.0
@@ -65,9 +63,7 @@ BARS = {
     UNCHANGED: Bar(low=35), MONOTONE: Bar(low=1, of="each"),
     **{f"{name} kept": Bar(of="mean") for name in KEPT},
     **{f"distance at strength {strength:g}, of 255": SHARE for strength in STRENGTHS[1:]},
-    **{f"time of day changed at strength {strength:g}": Bar(of="mean") for strength in STRENGTHS[1:]},
-    **{f"motion kept at strength {strength:g}": Bar(of="mean") for strength in STRENGTHS[1:]},
-    **{f"both at strength {strength:g}": Bar(of="mean") for strength in STRENGTHS[1:]},
+    **{f"{what} at strength {strength:g}": Bar(of="mean") for what in RESTYLED for strength in STRENGTHS[1:]},
     f"both at strength {STRENGTH:g}": Bar(low=0.7, of="mean"),
 }  # fmt: skip
 
@@ -260,9 +256,10 @@ def main(arguments: list[str] | None = None) -> None:
     order = [verb for verb in dict.fromkeys(row[0] for row in tries.scores.rows())]
     rows = sorted(tries.scores.rows(), key=lambda row: order.index(row[0]))
     steps = options.steps or checkpoint.defaults.num_steps
+    only = "".join(f" --only {verb}" for verb in options.only or ())
     about = (
-        f"`python bench/verbs.py RUN --count {options.count}`: {checkpoint.name} ({checkpoint.digest[:8]}), {steps} "
-        f"steps, {len(clips)} clips, with the probe"
+        f"`python bench/verbs.py RUN --count {options.count}{only}`: {checkpoint.name} ({checkpoint.digest[:8]}), "
+        f"{steps} steps, {len(clips)} clips, with the probe"
     )
     text = f"{about}\n\n{table(HEAD, rows)}"
     print(text)

@@ -17,6 +17,8 @@ RECIPE_VERSION = 1
 
 QUANTIZED = ("int8", "fp8")
 """How weights of 8 bits may be stored."""
+STRENGTH = 0.75
+"""Of a restyle, unless another one is asked for."""
 HELD_UNTIL = 0.8
 """The strength of a restyle up to which the forms of its video are held."""
 ATTENTIONS = {"sdpa": True, "flash3": True, "sage": False}

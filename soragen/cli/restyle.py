@@ -6,6 +6,7 @@ import time
 
 from soragen.cli import options, output
 from soragen.cli.making import Common, make, with_common
+from soragen.request import STRENGTH
 
 
 @with_common
@@ -13,7 +14,7 @@ def restyle(
     common: Common,
     video: options.Video,
     prompt: options.Prompt,
-    strength: options.Strength = 0.75,
+    strength: options.Strength = STRENGTH,
     lossless: options.Lossless = False,
 ) -> None:
     """Make a video anew from its own forms and movements, as the prompt says."""

@@ -15,7 +15,7 @@ from soragen.errors import InputError
 from soragen.pipeline.events import Listener, Note
 from soragen.pipeline.resolve import MAX_SECONDS, count_frames, resolve
 from soragen.pipeline.sources import open_clip, open_picture
-from soragen.request import Edit, Request
+from soragen.request import STRENGTH, Edit, Request
 from soragen.size import FITS, Fit, VideoSize, format_fps, parse_fps
 from soragen.video.facts import video_facts
 from soragen.video.recipe import read_recipe
@@ -165,7 +165,7 @@ def restyle(
     video: Path,
     prompt: str,
     *,
-    strength: float = 0.75,
+    strength: float = STRENGTH,
     odd_sides: bool = False,
     model: str = "pocket",
     listen: Listener,
