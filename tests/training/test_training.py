@@ -1,6 +1,7 @@
 """The whole recipe at the smallest size: every stage runs, resumes, and what it exports makes a video."""
 
 import importlib
+import math
 import os
 import random
 import subprocess
@@ -20,7 +21,7 @@ from soragen.video.facts import video_facts
 from training import clips, export, latents, refiner, resample, restore, text, transformer, vae
 from training.pool import Pool, draw_known
 from training.world.captions import caption
-from training.world.motion import subject_pose
+from training.world.motion import place, subject_pose
 from training.world.render import render
 from training.world.scene import ATTRIBUTES, SUBJECTS, is_held_out, sample_scene
 from training.world.subjects import subject as build
@@ -242,8 +243,21 @@ def test_what_turns_or_swings_begins_at_one_place_and_goes_one_way() -> None:
             moved = position[:, 1 if name == "bouncing" else 0] - position[0, 1 if name == "bouncing" else 0]
             assert 0 < moved[1] < moved[2]
     plain = replace(scene, motion="still", camera="static")
-    handed = [replace(plain, motion="spinning"), replace(plain, camera="orbit"), replace(plain, subject="duck")]
+    handed = [replace(plain, motion="spinning"), replace(plain, camera="orbit")]
+    handed += [replace(plain, subject=subject) for subject in ("duck", "house")]
     assert not plain.is_handed and all(scene.is_handed for scene in handed)
+
+
+def test_what_spins_shows_the_same_side_at_the_same_time() -> None:
+    rng, seconds = random.Random(3), torch.tensor([0.0, 0.25, 0.5])
+    sides = []
+    for _ in range(8):
+        scene = replace(sample_scene(rng), subject="robot", motion="spinning", camera="static")
+        pose, camera = place(scene, seconds, build("robot"), 1.0)
+        front = pose.linear[:, :, 2]
+        sides.append(torch.atan2((front * camera.right).sum(-1), -(front * camera.forward).sum(-1)))
+    turned = torch.tensor([0.0, 0.25, 0.5]) * math.pi  # half a turn a second
+    torch.testing.assert_close(torch.stack(sides), turned.expand(8, 3), atol=0.05, rtol=0)
 
 
 def test_some_scenes_are_drawn_more_often(run: Path) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scene import LOOKS_SIDEWAYS, Scene
-from .subjects import ALWAYS_TURNED, Subject
+from .scene import ALWAYS_TURNED, LOOKS_SIDEWAYS, Scene
+from .subjects import Subject
 
 TAN_HALF_SHORT = 0.40  # tangent of half the field of view along the short side
 NOMINAL_DISTANCE = 1.0 / TAN_HALF_SHORT
@@ -57,14 +57,25 @@ def _turn(axis: int, angle: Tensor) -> Tensor:
     return torch.stack(rows, -1).reshape(-1, 3, 3)
 
 
+def _azimuth(scene: Scene) -> float:
+    """Radians about the subject at which the camera stands, or begins to."""
+    return scene.rand("cam_azimuth", -0.25, 0.25)
+
+
 def _heading(scene: Scene) -> float:
-    """Resting yaw in radians."""
-    swing = scene.rand("heading", -1.0, 1.0)
+    """Resting yaw in radians, or that from which it spins: then seen by the camera it is always the same."""
+    spins = scene.motion == "spinning"
+    swing = 0.0 if spins else scene.rand("heading", -1.0, 1.0)
+    return _facing(scene, swing) + (_azimuth(scene) if spins else 0.0)
+
+
+def _facing(scene: Scene, swing: float) -> float:
+    """Yaw in radians of what looks sideways, is always turned, or faces the world's front, with a swing in -1..1."""
     if scene.subject in LOOKS_SIDEWAYS:
         turned = -0.28 + 0.32 * swing  # nose a little towards the camera
         return math.pi - turned if scene.motion == "moving left" else turned
     if scene.subject in ALWAYS_TURNED:
-        return scene.sign("side") * (0.55 + 0.22 * swing)
+        return 0.55 + 0.22 * swing
     return 0.55 * swing
 
 
@@ -78,13 +89,13 @@ def subject_pose(scene: Scene, seconds: Tensor, subject: Subject, aspect: float)
     roll, lean = zero, zero
     yaw = zero + _heading(scene)
     motion = scene.motion
-    # What goes round begins at one place and turns one way: a sentence says no phase, and a small model that has to
-    # guess one draws all of them at once.
+    # What goes round begins at one place and turns one way, at one speed: a sentence says no phase, and a small model
+    # that has to guess one draws all of them at once.
     if motion == "bouncing":
         lift = 0.42 * torch.sin(math.pi * seconds / (BOUNCE_SECONDS * speed)).abs()
         squash = 0.2 * (1 - lift / 0.12).clamp_min(0.0)
     elif motion == "spinning":
-        yaw = yaw + 2 * math.pi * SPIN_TURNS_PER_SECOND * speed * seconds
+        yaw = yaw + 2 * math.pi * SPIN_TURNS_PER_SECOND * seconds
         lean = zero + SPIN_LEAN
     elif motion in ("moving left", "moving right"):
         reach = 0.44 * min(max(aspect, 1.0), 1.6)
@@ -117,7 +128,7 @@ def camera_path(scene: Scene, seconds: Tensor, aspect: float, distance: float, t
     """The camera at `seconds` [T], standing `distance` units from its target."""
     e = ease(seconds)
     zero = torch.zeros_like(seconds)
-    azimuth = zero + scene.rand("cam_azimuth", -0.25, 0.25)
+    azimuth = zero + _azimuth(scene)
     elevation = scene.rand("cam_elevation", 0.08, 0.24)
     pan, reach = zero, zero + 1.0
     # A full pan after a travelling subject would cancel its travel in the image, and against it would double it.

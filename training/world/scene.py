@@ -22,6 +22,7 @@ SUBJECTS: tuple[str, ...] = (
 )
 COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
 LOOKS_SIDEWAYS: frozenset[str] = frozenset({"car", "boat", "duck"})
+ALWAYS_TURNED: frozenset[str] = frozenset({"cube", "house"})  # never seen flat from the front: two faces must show
 MOTIONS: tuple[str, ...] = (
     "still",
     "bouncing",
@@ -46,8 +47,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "camera": CAMERAS,
 }
 
-# Names of the continuous random numbers, in the order they lie in Scene.jitter. "phase", "orbit_side" and "spin_side"
-# are no longer asked for; their places stay, so that a shard's number gives the scenes that it always gave.
+# Names of the continuous random numbers, in the order they lie in Scene.jitter. "side", "phase", "orbit_side" and
+# "spin_side" are no longer asked for; their places stay, so that a shard's number gives the scenes that it always gave.
 JITTER: tuple[str, ...] = (
     "size",
     "heading",
@@ -104,12 +105,14 @@ class Scene:
 
     @property
     def is_handed(self) -> bool:
-        """Whether the mirror image is none of this world, where all turns one way and looks right unless it goes left.
+        """Whether the mirror image is none of this world, where all turns one way, looks right unless it goes left and
+        shows the same of two faces.
 
         No sentence says which: a small model that has to guess draws both at once, a duck with a head on neither side.
         """
         looks = self.subject in LOOKS_SIDEWAYS and self.motion not in _SWAP
-        return looks or self.motion in ("spinning", "swaying") or self.camera == "orbit"
+        turned = self.subject in ALWAYS_TURNED
+        return looks or turned or self.motion in ("spinning", "swaying") or self.camera == "orbit"
 
     def mirrored(self) -> Scene:
         """The scene that describes this one's horizontally flipped pixels (the caller flips them)."""

@@ -13,8 +13,6 @@ import torch
 
 from .primitives import Box, Capsule, Convex, Ellipsoid, Frustum, Primitive, Vec3, rotation
 
-ALWAYS_TURNED: frozenset[str] = frozenset({"cube", "house"})  # never seen flat from the front: two faces must show
-
 
 @dataclass(frozen=True)
 class Part:
