@@ -15,6 +15,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,9 @@ BLOCK = 8
 """Pixels of a block's side."""
 ARRIVING, ARRIVED = 8, 0.95
 """Frames over which made ones change into a source's that they arrive at, and how much of the last one has done so."""
+PACES, PACE_STEPS, STANDING = (0.5, 1.4), 4, 0.01
+"""Least and most of the source's pace at which they arrive, over how many of their last steps theirs is measured, and
+what counts as well in both, in halves of the frame's sides: so that stillness compares with stillness."""
 ARRIVING_SIDE = 64
 """At which what is seen is looked for over that step: twice as far away as from frame to frame."""
 WORKING = 6
@@ -52,16 +56,18 @@ class Join:
     """The frame at a join, [H, W, 3] in 0..1: as the VAE gives it back, and as it came.
 
     Beyond it, away from the join, lies the next frame of the source. going: where what is seen in it is there, a flow,
-    as most blocks around have it. None where the source has no other frame.
+    as most blocks around have it. None where the source has no other frame. pace: how far that is, see `length`.
     """
 
     decoded: Tensor
     source: Tensor
     going: Tensor | None = None
+    pace: float = 0.0
 
     @classmethod
     def of(cls, decoded: Tensor, source: Tensor, beyond: Tensor) -> Join:
-        return cls(decoded, source, calm(flow(source, beyond)))
+        along = flow(source, beyond)
+        return cls(decoded, source, calm(along), length(along))
 
 
 class Trail:
@@ -96,12 +102,13 @@ def arrive(frames: Sequence[Tensor], join: Join) -> Iterator[Tensor]:
 
     What is seen moves to where the source has it, and changes into what the source shows there, less so the earlier:
     the last frame by `ARRIVED`, the first not at all. The source's frame is followed back along its own movement,
-    one step for each frame, so that nothing stands still at the end.
+    one step for each frame, so that nothing stands still at the end; and at the pace of those that arrive, since the
+    source's own would be a jerk after slower ones, and a halt after faster ones.
     """
-    last = to_float(frames[-1])
+    last, pace = to_float(frames[-1]), arriving_pace(frames, join)
 
     def source(steps: int) -> Tensor:
-        return join.source if join.going is None else moved(join.source, steps * join.going)
+        return join.source if join.going is None else moved(join.source, pace * steps * join.going)
 
     along = calm(flow(source(1), last, ARRIVING_SIDE))
     for i, frame in enumerate(frames):
@@ -111,6 +118,21 @@ def arrive(frames: Sequence[Tensor], join: Join) -> Iterator[Tensor]:
         part = ARRIVED * i / (len(frames) - 1)
         change = moved(source(len(frames) - i), (part - 1) * along).sub_(moved(last, part * along))
         yield change.mul_(part).add_(moved(to_float(frame), part * along)).clamp_(0, 1)
+
+
+def arriving_pace(frames: Sequence[Tensor], join: Join) -> float:
+    """That of the last of some frames [H, W, 3] uint8, in steps of the source at the join, within `PACES`."""
+    last = list(frames)[-1 - PACE_STEPS :]
+    if join.going is None or len(last) < 2:
+        return 1.0
+    made = median(length(flow(to_float(after), to_float(before))) for before, after in itertools.pairwise(last))
+    least, most = PACES
+    return min(max((made + STANDING) / (join.pace + STANDING), least), most)
+
+
+def length(along: Tensor) -> float:
+    """The mean of a flow's lengths, in halves of the frame's sides."""
+    return float(along.norm(dim=1).mean())
 
 
 def fade(distance: int, length: int) -> float:

@@ -79,6 +79,18 @@ def test_what_is_on_its_way_already_does_not_stand_still_at_the_end() -> None:
         assert least < steps[0] / steps[1] < most
 
 
+def test_it_arrives_at_the_pace_of_what_arrives() -> None:
+    """A source that moves twice as fast as the frames that come to it does not jerk them along at the join."""
+    torch.manual_seed(0)
+    picture = F.interpolate(torch.rand(1, 3, 12, 12), (64, 64), mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0)
+    made = [to_uint8(picture.roll(pixels, 1)) for pixels in range(5)]
+    for faster in (1, 2):
+        here = picture.roll(5, 1)
+        *_, last = arrive(made, Join.of(here, here, picture.roll(5 + faster, 1)))
+        steps = [float((here - other)[8:-8, 16:-16].abs().mean()) for other in (last, picture.roll(4, 1))]
+        assert 0.7 < steps[0] / steps[1] < 1.35
+
+
 def test_what_arrives_elsewhere_moves_there() -> None:
     """It does not fade out here and in there."""
     torch.manual_seed(0)
