@@ -56,7 +56,7 @@ def held_out(run: Path, count: int) -> list[Clip]:
     """`count` renders of RUN/held_out, of all its subjects in turn; fewer where there are not so many."""
     shards = [read_shard(path) for path in sorted((run / "held_out").glob(f"clips-{SIDE}x{SIDE}x{CLIP_FRAMES}-*"))]
     if not shards:
-        sys.exit(f"no clips in {run / 'held_out'}: python -m training.clips RUN --area {SIDE} --clips 48 --held-out")
+        sys.exit(f"no clips in {run / 'held_out'}: python -m training.clips RUN --area {SIDE} --clips 56 --held-out")
     most = max(len(scenes) for _, scenes in shards)
     clips = [
         Clip(f"render {row}.{number}", tensors["frames"][row], scenes[row])

@@ -1,6 +1,6 @@
 """Measures what the verbs do, on renders that training never sees and on pictures that ffmpeg makes by itself.
 
-    python bench/verbs.py RUN --count 48                  # RUN/held_out; RUN/probe, or the one that is kept
+    python bench/verbs.py RUN --count 50                  # RUN/held_out; RUN/probe, or the one that is kept
     python bench/verbs.py RUN --only extend --count 8     # one verb
     python bench/verbs.py RUN --write docs/bench.md       # and puts the table into the page
 

@@ -15,7 +15,7 @@ from training.clips import read_shard
 from training.world.scene import Scene
 
 CLIP_LATENT_FRAMES = 7
-KNOWN_FRAMES = 0.4
+KNOWN_FRAMES = 0.5
 
 
 @dataclass

@@ -10,7 +10,7 @@ each has its own samples, and their gradients are averaged. What it does beyond 
 - noise levels drawn from `sigma = sigmoid(N(mean, std))`: high ones, where the sentence decides, and for images as many
   around a half, where detail is decided; higher ones for long clips, whose frames tell each other's layout through more
   noise;
-- in four of ten clips some frames are given (noise level 0): the first ones, the last ones, both, or any;
+- in half of the clips some frames are given (noise level 0): the first ones, the last ones, both, or any;
 - errors on the subject count more than errors on the ground, and what changes from frame to frame more than what does
   not;
 - one caption in ten is empty, for classifier-free guidance.
