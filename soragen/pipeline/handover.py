@@ -56,7 +56,7 @@ class Join:
     """The frame at a join, [H, W, 3] in 0..1: as the VAE gives it back, and as it came.
 
     Beyond it, away from the join, lies the next frame of the source. going: where what is seen in it is there, a flow,
-    as most blocks around have it. None where the source has no other frame. pace: how far that is, see `length`.
+    as most blocks around have it. None where the source has no other frame. pace: how far that is, see `mean_length`.
     """
 
     decoded: Tensor
@@ -67,7 +67,7 @@ class Join:
     @classmethod
     def of(cls, decoded: Tensor, source: Tensor, beyond: Tensor) -> Join:
         along = flow(source, beyond)
-        return cls(decoded, source, calm(along), length(along))
+        return cls(decoded, source, calm(along), mean_length(along))
 
 
 class Trail:
@@ -125,12 +125,13 @@ def arriving_pace(frames: Sequence[Tensor], join: Join) -> float:
     last = list(frames)[-1 - PACE_STEPS :]
     if join.going is None or len(last) < 2:
         return 1.0
-    made = median(length(flow(to_float(after), to_float(before))) for before, after in itertools.pairwise(last))
+    steps = itertools.pairwise(map(to_float, last))
+    made = median(mean_length(flow(after, before)) for before, after in steps)
     least, most = PACES
     return min(max((made + STANDING) / (join.pace + STANDING), least), most)
 
 
-def length(along: Tensor) -> float:
+def mean_length(along: Tensor) -> float:
     """The mean of a flow's lengths, in halves of the frame's sides."""
     return float(along.norm(dim=1).mean())
 

@@ -65,18 +65,13 @@ def _azimuth(scene: Scene) -> float:
 def _heading(scene: Scene) -> float:
     """Resting yaw in radians, or that from which it spins: then seen by the camera it is always the same."""
     spins = scene.motion == "spinning"
-    swing = 0.0 if spins else scene.rand("heading", -1.0, 1.0)
-    return _facing(scene, swing) + (_azimuth(scene) if spins else 0.0)
-
-
-def _facing(scene: Scene, swing: float) -> float:
-    """Yaw in radians of what looks sideways, is always turned, or faces the world's front, with a swing in -1..1."""
+    swing, towards = (0.0, _azimuth(scene)) if spins else (scene.rand("heading", -1.0, 1.0), 0.0)
     if scene.subject in LOOKS_SIDEWAYS:
         turned = -0.28 + 0.32 * swing  # nose a little towards the camera
-        return math.pi - turned if scene.motion == "moving left" else turned
+        return towards + (math.pi - turned if scene.motion == "moving left" else turned)
     if scene.subject in ALWAYS_TURNED:
-        return 0.55 + 0.22 * swing
-    return 0.55 * swing
+        return towards + 0.55 + 0.22 * swing
+    return towards + 0.55 * swing
 
 
 def subject_pose(scene: Scene, seconds: Tensor, subject: Subject, aspect: float) -> Pose:
