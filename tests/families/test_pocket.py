@@ -9,7 +9,7 @@ import torch
 
 from soragen.diffusion.grid import Compression, lay_grid
 from soragen.diffusion.schedule import NoiseLevel
-from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig, lay_positions
+from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig, lay_positions, told
 from soragen.families.pocket.vae import PocketVae, VaeConfig
 from soragen.models.family import Context
 from soragen.size import VideoSize
@@ -140,6 +140,20 @@ def test_given_frames_come_back_and_steer_the_rest(transformer: PocketTransforme
     assert torch.equal(clean[:, :, 0], latents[:, :, 0])
     assert not torch.allclose(clean[:, :, 1:], latents[:, :, 1:], atol=1e-2)
     assert not torch.allclose(clean[:, :, 1:], changed[:, :, 1:], atol=1e-4)
+
+
+def test_more_noise_can_be_told_of_than_there_is(transformer: PocketTransformer) -> None:
+    """The free frames' alone: given ones have none."""
+    grid = lay_grid(VideoSize(48, 32, 13, Fraction(12)), COMPRESSION)
+    doubting = PocketTransformer(replace(transformer.config, told_shift=3.0)).eval()
+    doubting.load_state_dict(transformer.state_dict())
+    latents, mask = torch.randn(1, 6, *grid.latent_shape), torch.tensor([0.0, 1.0, 1.0, 1.0])
+    with torch.inference_mode():
+        there, said = NoiseLevel(0.5, 0.5, 500.0), NoiseLevel(0.25, 0.75, 750.0)
+        torch.testing.assert_close(
+            doubting.bind(context(), grid)(latents, there, mask), transformer.bind(context(), grid)(latents, said, mask)
+        )
+    assert (told(0.0, 3.0), told(1.0, 3.0), told(0.3, 1.0)) == (0.0, 1.0, 0.3)
 
 
 def test_the_words_are_read_once(transformer: PocketTransformer, monkeypatch: pytest.MonkeyPatch) -> None:

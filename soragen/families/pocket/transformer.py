@@ -48,6 +48,8 @@ class TransformerConfig:
     """Residual blocks among them."""
     head_below: float = math.inf
     """Noise level from which on they are left out: they tell what neighbours agree on, and there is nothing yet."""
+    told_shift: float = 1.0
+    """How many times stronger than it is the noise is said to be where videos are made; see `told`."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 8:
@@ -345,12 +347,23 @@ class PocketTransformer(nn.Module):
         positions = lay_positions(self.config, grid.token_shape, seconds).to(embeddings.device)
 
         def denoise(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
-            sigma = torch.full((1, latents.shape[2]), level.sigma, device=latents.device)
+            sigma = told(level.sigma, self.config.told_shift)
+            sigmas = torch.full((1, latents.shape[2]), sigma, device=latents.device)
             if mask is not None:
-                sigma = sigma * mask.to(sigma)
-            return self(latents, sigma, positions, words, summary, text_mask)
+                sigmas = sigmas * mask.to(sigmas)
+            return self(latents, sigmas, positions, words, summary, text_mask)
 
         return denoise
+
+
+def told(sigma: float, shift: float) -> float:
+    """The noise level 0..1 whose ratio of noise to signal is `shift` times that of `sigma`.
+
+    In training what is left below the noise is true; here it is what earlier steps made of it, errors included. Told of
+    more noise than it has seen added, the transformer trusts that less and draws it anew: "shifted time steps" against
+    exposure bias (Li et al., arXiv:2305.15583).
+    """
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def sinusoid(sigma: Tensor) -> Tensor:
