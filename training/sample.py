@@ -25,7 +25,7 @@ from soragen.diffusion.sampler import denoise
 from soragen.diffusion.schedule import NoiseLevel, make_schedule
 from soragen.diffusion.solver import make_solver
 from soragen.families.pocket import FAMILY
-from soragen.families.pocket.transformer import PocketTransformer, lay_positions, told
+from soragen.families.pocket.transformer import PocketTransformer, lay_positions
 from soragen.families.pocket.vae import PocketVae
 from soragen.models.family import Context
 from soragen.models.text_encoder import PromptEncoder
@@ -77,10 +77,7 @@ def bind_all(transformer: PocketTransformer, contexts: Sequence[Context], grid: 
     positions = lay_positions(transformer.config, grid.token_shape, seconds).to(weights.device)
 
     def denoiser(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
-        shifted = told(level.sigma, transformer.config.told_shift)
-        sigma = torch.full((len(latents), latents.shape[2]), shifted, device=latents.device)
-        if mask is not None:
-            sigma = sigma * mask.to(sigma)
+        sigma = transformer.told_sigma(level.sigma, mask, latents)
         return transformer(latents, sigma, positions, words, summary, text_mask)
 
     return denoiser

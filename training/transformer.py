@@ -60,8 +60,8 @@ MORE_OFTEN: dict[tuple[str, ...], float] = {
     ("shrinking", "orbit"): 1.5, ("rising", "zoom in"): 3.0, ("rising", "orbit"): 1.5,
 }  # fmt: skip
 """What is learnt last is drawn more often: values, and values that meet."""
-TOLD_SHIFT = 1.45
-"""Of the noise, where videos are made of what was trained (`soragen.families.pocket.transformer.told`)."""
+TOLD_SHIFT, TOLD_SHIFT_GIVEN = 1.3, 1.45
+"""Of the noise, where videos are made of what was trained: without and with given frames (see `TransformerConfig`)."""
 RATE_FALLS = 0.3
 """Share of the training, at its end, over which the learning rate falls to zero."""
 
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         latent_channels=vae.config.latent_channels, width=options.width, num_layers=options.layers,
         num_heads=options.width // 64, mlp_width=-(-options.width * 8 // 3 // 64) * 64,
         text_width=encoder.config.d_model, head_width=options.head_width, head_layers=options.head_layers,
-        head_below=options.head_below, told_shift=TOLD_SHIFT,
+        head_below=options.head_below, told_shift=TOLD_SHIFT, told_shift_given=TOLD_SHIFT_GIVEN,
     )  # fmt: skip
     torch.manual_seed(0)
     network = PocketTransformer(config)

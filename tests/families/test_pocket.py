@@ -143,16 +143,16 @@ def test_given_frames_come_back_and_steer_the_rest(transformer: PocketTransforme
 
 
 def test_more_noise_can_be_told_of_than_there_is(transformer: PocketTransformer) -> None:
-    """The free frames' alone: given ones have none."""
+    """Of the free frames alone, given ones have none; and by another factor where there are some."""
     grid = lay_grid(VideoSize(48, 32, 13, Fraction(12)), COMPRESSION)
-    doubting = PocketTransformer(replace(transformer.config, told_shift=3.0)).eval()
+    doubting = PocketTransformer(replace(transformer.config, told_shift=2.0, told_shift_given=3.0)).eval()
     doubting.load_state_dict(transformer.state_dict())
-    latents, mask = torch.randn(1, 6, *grid.latent_shape), torch.tensor([0.0, 1.0, 1.0, 1.0])
-    with torch.inference_mode():
-        there, said = NoiseLevel(0.5, 0.5, 500.0), NoiseLevel(0.25, 0.75, 750.0)
-        torch.testing.assert_close(
-            doubting.bind(context(), grid)(latents, there, mask), transformer.bind(context(), grid)(latents, said, mask)
-        )
+    latents, known = torch.randn(1, 6, *grid.latent_shape), torch.tensor([0.0, 1.0, 1.0, 1.0])
+    for there, mask in ((1 / 3, None), (0.25, known)):
+        actual, said = (NoiseLevel(1 - sigma, sigma, 1000 * sigma) for sigma in (there, 0.5))
+        with torch.inference_mode():
+            heard = doubting.bind(context(), grid)(latents, actual, mask)
+            torch.testing.assert_close(heard, transformer.bind(context(), grid)(latents, said, mask))
     assert (told(0.0, 3.0), told(1.0, 3.0), told(0.3, 1.0)) == (0.0, 1.0, 0.3)
 
 

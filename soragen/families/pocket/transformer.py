@@ -50,6 +50,8 @@ class TransformerConfig:
     """Noise level from which on they are left out: they tell what neighbours agree on, and there is nothing yet."""
     told_shift: float = 1.0
     """How many times stronger than it is the noise is said to be where videos are made; see `told`."""
+    told_shift_given: float = 1.0
+    """The same where some of their frames are given, which more can be left to."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 8:
@@ -347,13 +349,19 @@ class PocketTransformer(nn.Module):
         positions = lay_positions(self.config, grid.token_shape, seconds).to(embeddings.device)
 
         def denoise(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
-            sigma = told(level.sigma, self.config.told_shift)
-            sigmas = torch.full((1, latents.shape[2]), sigma, device=latents.device)
-            if mask is not None:
-                sigmas = sigmas * mask.to(sigmas)
-            return self(latents, sigmas, positions, words, summary, text_mask)
+            sigma = self.told_sigma(level.sigma, mask, latents)
+            return self(latents, sigma, positions, words, summary, text_mask)
 
         return denoise
+
+    def told_sigma(self, sigma: float, mask: Tensor | None, latents: Tensor) -> Tensor:
+        """What is said of the noise of level 0..1 on latents [B, z, T, h, w], in [B, T].
+
+        mask: [T], 1 for free frames and 0 for given ones, which have none; None where all are free.
+        """
+        shift = self.config.told_shift if mask is None else self.config.told_shift_given
+        level = torch.full((len(latents), latents.shape[2]), told(sigma, shift), device=latents.device)
+        return level if mask is None else level * mask.to(level)
 
 
 def told(sigma: float, shift: float) -> float:
