@@ -19,7 +19,7 @@ from soragen.catalog import checkpoint_folder, find, measure_files
 from soragen.checkpoint import Checkpoint
 from soragen.diffusion.condition import KnownFrames
 from soragen.diffusion.grid import Grid, lay_grid
-from soragen.diffusion.guidance import Denoiser, guided
+from soragen.diffusion.guidance import Denoiser, doubting, guided
 from soragen.diffusion.noise import starting_noise
 from soragen.diffusion.sampler import denoise
 from soragen.diffusion.schedule import NoiseLevel, make_schedule
@@ -77,7 +77,9 @@ def bind_all(transformer: PocketTransformer, contexts: Sequence[Context], grid: 
     positions = lay_positions(transformer.config, grid.token_shape, seconds).to(weights.device)
 
     def denoiser(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
-        sigma = transformer.told_sigma(level.sigma, mask, latents)
+        sigma = torch.full((len(latents), latents.shape[2]), level.sigma, device=latents.device)
+        if mask is not None:
+            sigma = sigma * mask.to(sigma)
         return transformer(latents, sigma, positions, words, summary, text_mask)
 
     return denoiser
@@ -98,6 +100,7 @@ def generate(
         bind_all(model.transformer, negative, grid),
         defaults.guidance_scale,
     )
+    denoiser = doubting(denoiser, model.transformer.told)
     channels = model.transformer.config.latent_channels
     noise = torch.cat([starting_noise(seed, channels, grid) for seed in seeds]).to(model.device)
     known = None

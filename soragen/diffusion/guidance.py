@@ -1,4 +1,4 @@
-"""What denoises, how it is pushed towards the prompt, and how it is held by a video."""
+"""What denoises, how it is pushed towards the prompt, what it is told of the noise, and how it is held by a video."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def guided(cond: Denoiser, uncond: Denoiser | None, scale: Scale) -> Denoiser:
         return away + here * (towards - away)
 
     return guided_denoiser
+
+
+def doubting(denoiser: Denoiser, told: Callable[[NoiseLevel, bool], NoiseLevel]) -> Denoiser:
+    """A denoiser that is told of another noise level than there is.
+
+    told: from the level that there is, and whether some frames are given, to the one that is told.
+    """
+
+    def doubting_denoiser(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
+        return denoiser(latents, told(level, mask is not None), mask)
+
+    return doubting_denoiser
 
 
 def held(denoiser: Denoiser, uncond: Denoiser, source: Tensor, noise: Tensor, share: float) -> Denoiser:

@@ -169,6 +169,16 @@ def _levels(sigmas: Sequence[float], timesteps: Sequence[float] | None = None) -
     return (*noisy, NoiseLevel(1.0, 0.0, 0.0))
 
 
+def noisier(level: NoiseLevel, shift: float) -> NoiseLevel:
+    """The level whose ratio of noise to signal is `shift` times that of `level`, of the flow `1 - sigma, sigma`.
+
+    To tell a network of it in place of `level` is a cure for exposure bias: in training what is left below the noise is
+    true, here it is what earlier steps made of it ("shifted time steps", Li et al., arXiv:2305.15583).
+    """
+    sigma = _shifted(level.sigma, shift)
+    return NoiseLevel(1 - sigma, sigma, 1000 * sigma)
+
+
 def _shifted(sigma: float, shift: float) -> float:
     return min(1.0, shift * sigma / (1 + (shift - 1) * sigma))  # rounding may pass 1
 

@@ -111,6 +111,18 @@ class RefiningTransformer(Transformer, Protocol):
         ...
 
 
+@runtime_checkable
+class DoubtingTransformer(Transformer, Protocol):
+    """A transformer that is told of more noise than there is, so that it draws anew what its earlier steps made.
+
+    Not where what lies below the noise is a video's own, as it was in training.
+    """
+
+    def told(self, level: NoiseLevel, given: bool) -> NoiseLevel:
+        """What it is told at `level`. given: some frames are."""
+        ...
+
+
 class Vae(Protocol):
     def encode(self, frames: Iterable[Tensor]) -> Tensor:
         """Latents [1, C, T, H, W], normalised as the transformer expects, of chunks of frames [t, H, W, 3] in 0..1."""

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from soragen.diffusion.condition import KnownFrames
-from soragen.diffusion.guidance import Denoiser, Scale, guided, held
+from soragen.diffusion.guidance import Denoiser, Scale, doubting, guided, held
 from soragen.diffusion.noise import starting_noise
 from soragen.diffusion.sampler import denoise
 from soragen.diffusion.solver import make_solver
 from soragen.diffusion.windows import Window
-from soragen.models.family import Context, ExpertTransformer, RefiningTransformer, Transformer
+from soragen.models.family import Context, DoubtingTransformer, ExpertTransformer, RefiningTransformer, Transformer
 from soragen.pipeline import drift
 from soragen.pipeline.conditions import Conditions, bind, is_native, repeats_of
 from soragen.pipeline.events import Listener, Progress
@@ -50,6 +50,8 @@ def denoise_windows(
             if bound is None or conditions.keyframes:  # which move against the window
                 bound = _bind(plan, context, negative, conditions, window, transformer)
             denoiser, uncond = guided(*bound, guidance(request, transformer)), bound[1]
+            if source is None and isinstance(transformer, DoubtingTransformer):
+                denoiser = doubting(denoiser, transformer.told)
             start = mixed = noise[:, :, window.frames].to(device)
             if source is not None:
                 level = plan.schedule[first_step]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from soragen.diffusion.grid import Compression, lay_grid
+from soragen.diffusion.guidance import doubting
 from soragen.diffusion.schedule import NoiseLevel
-from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig, lay_positions, told
+from soragen.families.pocket.transformer import PocketTransformer, TransformerConfig, lay_positions
 from soragen.families.pocket.vae import PocketVae, VaeConfig
 from soragen.models.family import Context
 from soragen.size import VideoSize
@@ -143,17 +144,19 @@ def test_given_frames_come_back_and_steer_the_rest(transformer: PocketTransforme
 
 
 def test_more_noise_can_be_told_of_than_there_is(transformer: PocketTransformer) -> None:
-    """Of the free frames alone, given ones have none; and by another factor where there are some."""
+    """By another factor where frames are given, which have none themselves."""
     grid = lay_grid(VideoSize(48, 32, 13, Fraction(12)), COMPRESSION)
-    doubting = PocketTransformer(replace(transformer.config, told_shift=2.0, told_shift_given=3.0)).eval()
-    doubting.load_state_dict(transformer.state_dict())
+    told = PocketTransformer(replace(transformer.config, told_shift=2.0, told_shift_given=3.0)).told
+    denoiser = transformer.bind(context(), grid)
     latents, known = torch.randn(1, 6, *grid.latent_shape), torch.tensor([0.0, 1.0, 1.0, 1.0])
     for there, mask in ((1 / 3, None), (0.25, known)):
         actual, said = (NoiseLevel(1 - sigma, sigma, 1000 * sigma) for sigma in (there, 0.5))
         with torch.inference_mode():
-            heard = doubting.bind(context(), grid)(latents, actual, mask)
-            torch.testing.assert_close(heard, transformer.bind(context(), grid)(latents, said, mask))
-    assert (told(0.0, 3.0), told(1.0, 3.0), told(0.3, 1.0)) == (0.0, 1.0, 0.3)
+            heard = doubting(denoiser, told)(latents, actual, mask)
+            torch.testing.assert_close(heard, denoiser(latents, said, mask))
+    for end in (NoiseLevel(1.0, 0.0, 0.0), NoiseLevel(0.0, 1.0, 1000.0)):
+        assert told(end, False) == end
+    assert transformer.told(actual, True).sigma == pytest.approx(actual.sigma)
 
 
 def test_the_words_are_read_once(transformer: PocketTransformer, monkeypatch: pytest.MonkeyPatch) -> None:

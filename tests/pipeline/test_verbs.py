@@ -14,7 +14,9 @@ from footage import film, moving, picture, read, sounding, uneven
 from torch import Tensor
 
 from soragen.catalog import find
+from soragen.diffusion.schedule import NoiseLevel
 from soragen.errors import InputError
+from soragen.families.pocket.transformer import PocketTransformer
 from soragen.families.pocket.vae import PocketVae
 from soragen.pipeline import edits, run
 from soragen.pipeline.clock import Clock
@@ -199,6 +201,25 @@ def test_a_restyle_holds_what_is_not_asked_for(edit: Any, monkeypatch: pytest.Mo
         flops.append(plan.flops)
     assert apart == sorted(apart) and apart[0] < 0.9 * apart[2]
     assert flops == [2 * flops[2], 2 * flops[2], flops[2]]
+
+
+def test_pocket_doubts_what_it_makes_and_not_a_source(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies below the noise of a restyle is the video's own."""
+    asked: list[bool] = []
+
+    def told(self: PocketTransformer, level: NoiseLevel, given: bool) -> NoiseLevel:
+        asked.append(given)
+        return level
+
+    monkeypatch.setattr(PocketTransformer, "told", told)
+    source = film("a.mkv", 9)
+    latents_of(edit("restyle", source, strength=0.5, steps=4))
+    assert not asked
+    latents_of(edit("extend", source, frames=4))
+    assert asked and all(asked)
+    asked.clear()
+    latents_of(edit("loop", "a ball", frames=8))
+    assert asked and not all(asked)
 
 
 def test_a_long_video_is_restyled_in_windows(edit: Any, make: Make) -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soragen.diffusion.grid import Grid, patchify, unpatchify
-from soragen.diffusion.schedule import NoiseLevel
+from soragen.diffusion.schedule import NoiseLevel, noisier
 from soragen.families.pocket.refiner import PocketRefiner
 from soragen.models.attention import attend
 from soragen.models.family import Context, Denoiser
@@ -49,9 +49,9 @@ class TransformerConfig:
     head_below: float = math.inf
     """Noise level from which on they are left out: they tell what neighbours agree on, and there is nothing yet."""
     told_shift: float = 1.0
-    """How many times stronger than it is the noise is said to be where videos are made; see `told`."""
+    """How many times stronger than it is the noise is said to be where a video is made of nothing else."""
     told_shift_given: float = 1.0
-    """The same where some of their frames are given, which more can be left to."""
+    """The same where some of its frames are given, which more can be left to."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 8:
@@ -349,29 +349,16 @@ class PocketTransformer(nn.Module):
         positions = lay_positions(self.config, grid.token_shape, seconds).to(embeddings.device)
 
         def denoise(latents: Tensor, level: NoiseLevel, mask: Tensor | None = None) -> Tensor:
-            sigma = self.told_sigma(level.sigma, mask, latents)
+            sigma = torch.full((1, latents.shape[2]), level.sigma, device=latents.device)
+            if mask is not None:
+                sigma = sigma * mask.to(sigma)
             return self(latents, sigma, positions, words, summary, text_mask)
 
         return denoise
 
-    def told_sigma(self, sigma: float, mask: Tensor | None, latents: Tensor) -> Tensor:
-        """What is said of the noise of level 0..1 on latents [B, z, T, h, w], in [B, T].
-
-        mask: [T], 1 for free frames and 0 for given ones, which have none; None where all are free.
-        """
-        shift = self.config.told_shift if mask is None else self.config.told_shift_given
-        level = torch.full((len(latents), latents.shape[2]), told(sigma, shift), device=latents.device)
-        return level if mask is None else level * mask.to(level)
-
-
-def told(sigma: float, shift: float) -> float:
-    """The noise level 0..1 whose ratio of noise to signal is `shift` times that of `sigma`.
-
-    In training what is left below the noise is true; here it is what earlier steps made of it, errors included. Told of
-    more noise than it has seen added, the transformer trusts that less and draws it anew: "shifted time steps" against
-    exposure bias (Li et al., arXiv:2305.15583).
-    """
-    return shift * sigma / (1 + (shift - 1) * sigma)
+    def told(self, level: NoiseLevel, given: bool) -> NoiseLevel:
+        """See `soragen.models.family.DoubtingTransformer`."""
+        return noisier(level, self.config.told_shift_given if given else self.config.told_shift)
 
 
 def sinusoid(sigma: Tensor) -> Tensor:
