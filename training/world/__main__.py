@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from .captions import caption
 from .render import render
-from .scene import ATTRIBUTES, Scene, sample_scene
+from .scene import ATTRIBUTES, WEATHERS, Scene, sample_scene
 
 
 def clip_row(scene: Scene, text: str, width: int, height: int, frames: int, seconds: float) -> Image.Image:
@@ -48,14 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=4, help="frames shown of each clip")
     parser.add_argument("--seconds", type=float, default=2.0, help="time that the shown frames span")
     parser.add_argument("--size", default="128x128", help="WIDTHxHEIGHT of a frame")
-    for name, values in ATTRIBUTES.items():
+    known = ATTRIBUTES | {"weather": WEATHERS}
+    for name, values in known.items():
         parser.add_argument(f"--{name}", choices=values, help="the same for every clip")
     args = parser.parse_args(argv)
     width, height = (int(n) for n in args.size.split("x"))
     rng = random.Random(args.seed)
     rows = []
     for _ in range(args.count):
-        fixed = {name: getattr(args, name) for name in ATTRIBUTES if getattr(args, name)}
+        fixed = {name: getattr(args, name) for name in known if getattr(args, name)}
         scene = replace(sample_scene(rng), **fixed)
         rows.append(clip_row(scene, caption(scene, rng), width, height, args.frames, args.seconds))
     sheet(rows).save(args.sheet)

@@ -1,10 +1,14 @@
-"""Captions: a paraphrasing grammar over the attributes of a scene. Each phrase names exactly one attribute value."""
+"""Captions: a paraphrasing grammar over the attributes of a scene. Each phrase names exactly one attribute value.
+
+What is said of the weather is in weather_words.py; nothing is where it is clear.
+"""
 
 from __future__ import annotations
 
 import random
 
 from .scene import Scene
+from .weather_words import fitting, is_told, phrase, tell
 
 # "subject" and "colour" hold words; "motion" verb phrases in the form "is ...ing"; "ground" and "time" adverbials;
 # "camera" independent clauses. The first phrase of each is the plainest and is used most.
@@ -37,20 +41,10 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "motion": {
         "still": ("standing still", "sitting still", "not moving", "resting motionless", "staying in place"),
         "bouncing": (
-            "bouncing",
-            "bouncing up and down",
-            "hopping up and down",
-            "jumping",
-            "hopping",
-            "jumping up and down",
+            "bouncing", "bouncing up and down", "hopping up and down", "jumping", "hopping", "jumping up and down",
         ),
         "spinning": (
-            "spinning",
-            "spinning around",
-            "rotating",
-            "turning around in place",
-            "twirling",
-            "spinning in place",
+            "spinning", "spinning around", "rotating", "turning around in place", "twirling", "spinning in place",
         ),
         "moving left": (
             "moving left",
@@ -79,11 +73,7 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
             "growing smaller",
         ),
         "swaying": (
-            "swaying",
-            "swaying from side to side",
-            "rocking from side to side",
-            "tilting back and forth",
-            "rocking",
+            "swaying", "swaying from side to side", "rocking from side to side", "tilting back and forth", "rocking",
         ),
         "rising": (
             "rising",
@@ -207,10 +197,7 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "pan left": ("the camera pans left", "camera pan left", "camera panning left", "the camera turns to the left"),
         "pan right": (
-            "the camera pans right",
-            "camera pan right",
-            "camera panning right",
-            "the camera turns to the right",
+            "the camera pans right", "camera pan right", "camera panning right", "the camera turns to the right",
         ),
         "zoom in": (
             "the camera zooms in",
@@ -236,7 +223,7 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
             "the camera moves around it in an arc",
         ),
     },
-}
+}  # fmt: skip
 
 # finite verbs for "The duck glides to the left."
 _VERBS: dict[str, tuple[str, ...]] = {
@@ -276,9 +263,11 @@ _UNSAID = {"still": 0.55, "static": 0.7, "day": 0.5}
 _MISSPELT = 0.05
 
 
-def _pick(rng: random.Random, attribute: str, value: str) -> str:
-    """A phrase for the value: the plainest one in about a third of the cases."""
+def _pick(rng: random.Random, attribute: str, value: str, weather: str = "clear") -> str:
+    """A phrase for the value that suits the weather: the plainest one in about a third of the cases."""
     phrases = SYNONYMS[attribute][value]
+    if attribute == "time":
+        phrases = fitting(phrases, weather)
     return phrases[0] if rng.random() < 0.3 else rng.choice(phrases)
 
 
@@ -311,6 +300,8 @@ def _said(scene: Scene, rng: random.Random) -> dict[str, bool]:
     said = {}
     for name in ("colour", "motion", "ground", "time", "camera"):
         said[name] = rng.random() >= _UNSAID.get(getattr(scene, name), _OMIT)
+    if scene.weather != "clear":
+        said["weather"] = rng.random() >= _OMIT
     return said
 
 
@@ -325,7 +316,10 @@ def _noun(scene: Scene, rng: random.Random, colour: bool) -> str:
 def _tags(scene: Scene, rng: random.Random, said: dict[str, bool]) -> str:
     """Comma-separated keywords."""
     noun = _noun(scene, rng, said["colour"])
-    parts = [_pick(rng, name, getattr(scene, name)) for name in ("motion", "ground", "time", "camera") if said[name]]
+    told = [name for name in ("motion", "ground", "time", "camera") if said[name]]
+    parts = [_pick(rng, name, getattr(scene, name), scene.weather) for name in told]
+    if is_told(scene, said):
+        parts.append(phrase(scene, rng))
     rng.shuffle(parts)
     return ", ".join([noun, *parts])
 
@@ -341,9 +335,11 @@ def _sentence(scene: Scene, rng: random.Random, said: dict[str, bool]) -> tuple[
         else:
             adverbs.append(_pick(rng, "ground", scene.ground))
     if said["time"]:
-        adverbs.append(_pick(rng, "time", scene.time))
+        adverbs.append(_pick(rng, "time", scene.time, scene.weather))
     if rng.random() < 0.15:
         adverbs.reverse()
+    if is_told(scene, said):
+        tell(scene, rng, adverbs, second)
     style = rng.choice(_STYLES) + " " if rng.random() < 0.15 else ""  # needs "spinning", not "spins"
     front = ""
     if not style and adverbs and rng.random() < 0.15:  # "at night, a red car ..."

@@ -17,6 +17,7 @@ from .palette import main_colour
 from .scene import Scene
 from .subjects import subject as subject_of
 from .tracer import Tracer, Window, grid
+from .weather import dull, falling, fog
 
 _CPU_CHUNK = 1 << 17  # rays at a time: keeps the working set inside the processor's cache
 _DEVICE_CHUNK = 1 << 23
@@ -136,7 +137,7 @@ def _clip(
     height, width = size
     aspect = width / height
     thing = subject_of(scene.subject)
-    light, main = light_of(scene), main_colour(scene)
+    light, main = dull(light_of(scene), scene.weather), main_colour(scene)
     pose, camera = place(scene, seconds, thing, aspect)
     painter = Backdrop(scene, light, 2.0 * TAN_HALF_SHORT / min(height, width))
     budget = _CPU_CHUNK if device.type == "cpu" else _DEVICE_CHUNK
@@ -158,7 +159,12 @@ def _clip(
         window, colour, cover = tracer.image(fine[1], fine[0])
         layer = _reduce(window, torch.cat([_display(colour), cover], 1), fine, size, 0.0)
         alpha = layer[:, 3:]
+        if scene.weather == "fog":
+            distance = torch.linalg.vector_norm(here.origin - tracer.pose.position, dim=1)
+            back, layer = fog(light, here, distance, back, layer)
         pixels = back * (1.0 - alpha) + layer[:, :3]
+        if scene.weather in ("rain", "snowfall"):
+            pixels = falling(scene, pixels, alpha, seconds[part])
         frames_out[part] = (pixels.clamp_(0.0, 1.0) * 255.0).round_().to(torch.uint8).permute(0, 2, 3, 1)
         mask_out[part] = (alpha[:, 0] * 255.0).round_().to(torch.uint8)
 

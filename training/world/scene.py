@@ -1,4 +1,4 @@
-"""What a clip shows: six discrete attributes plus a tuple of continuous random numbers."""
+"""What a clip shows: six discrete attributes, the weather, and a tuple of continuous random numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "camera": CAMERAS,
 }
 
-# Names of the continuous random numbers, in the order they lie in Scene.jitter. "side", "phase", "orbit_side" and
+WEATHERS: tuple[str, ...] = ("clear", "fog", "rain", "snowfall")
+"""The seventh thing that a caption may name. Not among ATTRIBUTES, which are what the probe tells."""
+WEATHER_SHARE = 0.25
+
+# Names of the continuous random numbers, in the order they lie in Scene.jitter. "side", "orbit_side" and
 # "spin_side" are no longer asked for; their places stay, so that a shard's number gives the scenes that it always gave.
 JITTER: tuple[str, ...] = (
     "size",
@@ -98,6 +102,7 @@ class Scene:
     time: str
     camera: str
     jitter: tuple[float, ...]
+    weather: str = "clear"
 
     def indices(self) -> dict[str, int]:
         """Attribute name -> index of this scene's value in ATTRIBUTES."""
@@ -112,6 +117,8 @@ class Scene:
         """
         looks = self.subject in LOOKS_SIDEWAYS and self.motion not in _SWAP
         turned = self.subject in ALWAYS_TURNED
+        if self.weather == "rain":  # it slants
+            return True
         return looks or turned or self.motion in ("spinning", "swaying") or self.camera == "orbit"
 
     def mirrored(self) -> Scene:
@@ -133,10 +140,16 @@ def is_held_out(scene: Scene) -> bool:
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % 100 < _HELD_OUT_PERCENT
 
 
-def sample_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
-    """Draw a scene uniformly over all attributes, from the training part or (held_out=True) from the held-out part."""
+def sample_scene(rng: random.Random, *, held_out: bool = False, weather: bool = False) -> Scene:
+    """Draw a scene uniformly over all attributes, from the training part or (held_out=True) from the held-out part.
+
+    With weather, a quarter of the scenes have some; it is drawn last, so that all else is as without.
+    """
     jitter = tuple(rng.random() for _ in JITTER)
     while True:
         scene = Scene(**{name: rng.choice(values) for name, values in ATTRIBUTES.items()}, jitter=jitter)
         if is_held_out(scene) == held_out:
-            return scene
+            break
+    if weather and rng.random() < WEATHER_SHARE:
+        return replace(scene, weather=rng.choice(WEATHERS[1:]))
+    return scene
