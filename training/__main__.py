@@ -57,13 +57,22 @@ def stages(
     def rendered(*arguments: str) -> Stage:
         return Stage("clips", (*arguments, *on), num_processes if device == "cpu" else 1)
 
+    def taught(area: str, **counts: int) -> list[Stage]:
+        """So many images and clips to train on, a quarter of them with weather."""
+        clear: tuple[str, ...] = ("--area", area)
+        weather = (*clear, "--weather")
+        for kind, count in counts.items():
+            clear += (f"--{kind}", str(count - count // 4))
+            weather += (f"--{kind}", str(count // 4))
+        return [rendered(*clear), rendered(*weather)]
+
     return [
         rendered("--area", "128", "--clips", str(num_held_out), "--held-out"),
-        rendered("--area", "96", "--images", str(num_images)),
-        rendered("--area", "128", "--images", str(num_images), "--clips", str(num_clips)),
+        *taught("96", images=num_images),
+        *taught("128", images=num_images, clips=num_clips),
         Stage("text", ("--steps", str(text_steps), *on)),
         Stage("vae", of("vae")),
-        rendered("--area", "96", "--clips", str(num_clips)),  # how things move is learnt on them at half the cost
+        *taught("96", clips=num_clips),  # how things move is learnt on them at half the cost
         Stage("latents", on),
         Stage("refiner", of("refiner")),
         Stage("transformer", of("transformer")),

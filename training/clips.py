@@ -4,7 +4,8 @@
 
 A shard is a safetensors file of one size and one subject: `frames` uint8 [n, T, H, W, 3], `mask` uint8 [n, T, H, W]
 (how much of a pixel is the subject), and the scenes as JSON in its metadata. Its number is its seed, so a stopped run
-goes on where it was, and several processes (`--part 0/2`, `--part 1/2`) share the work.
+goes on where it was, and several processes (`--part 0/2`, `--part 1/2`) share the work. With `--weather` every scene
+has fog, rain or snowfall, in shards of their own beside the clear ones.
 """
 
 from __future__ import annotations
@@ -36,20 +37,22 @@ def shard_name(kind: str, width: int, height: int, frames: int, number: int) -> 
     return f"{kind}-{width}x{height}x{frames}-{number:06d}.safetensors"
 
 
-def render_shard(folder: Path, kind: str, area: int, number: int, count: int, device: str, held_out: bool) -> Path:
+def render_shard(
+    folder: Path, kind: str, area: int, number: int, count: int, device: str, held_out: bool, weather: bool = False
+) -> Path:
     """One shard; the same number always gives the same scenes."""
-    rng = random.Random(f"{kind}-{area}-{number}-{held_out}")
+    rng = random.Random(f"{kind}-{area}-{number}-{held_out}" + "-weather" * weather)
     sizes = [size for size in SIZES[area] for _ in range(size[2])]
     width, height, _ = sizes[number % len(sizes)] if not held_out else SIZES[area][0]
     subject = SUBJECTS[rng.randrange(len(SUBJECTS))]
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = sample_scene(rng, held_out=held_out)
-        if scene.subject == subject:
+        scene = sample_scene(rng, held_out=held_out, weather=weather)
+        if scene.subject == subject and weather == (scene.weather != "clear"):
             scenes.append(scene)
     num_frames = 1 if kind == "images" else CLIP_FRAMES
     start = rng.uniform(0.0, 1.5) if kind == "images" else 0.0
-    path = folder / shard_name(kind, width, height, num_frames, number)
+    path = folder / shard_name(kind + "-weather" * weather, width, height, num_frames, number)
     if path.exists():
         return path
     frames, mask = render(
@@ -76,6 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=0)
     parser.add_argument("--images", type=int, default=0)
     parser.add_argument("--held-out", action="store_true", help="combinations that training never sees, squares only")
+    parser.add_argument("--weather", action="store_true", help="in every scene; beside the clear ones")
     parser.add_argument("--part", default="0/1", help="this process of so many, such as 1/2")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
@@ -89,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     todo.sort(key=lambda item: item[1] / max(1, (options.clips // 8 if item[0] == "clips" else options.images // 64)))
     for n, (kind, number, count) in enumerate(todo):
         if number % parts == part:
-            path = render_shard(folder, kind, options.area, number, count, options.device, options.held_out)
+            path = render_shard(
+                folder, kind, options.area, number, count, options.device, options.held_out, options.weather
+            )
             print(f"{n + 1}/{len(todo)} {path.name}", flush=True)
 
 

@@ -1,10 +1,14 @@
 """Trains pocket's tokenizer and text encoder on captions alone: which attributes does a sentence name?
 
     python -m training.text RUN
+    python -m training.text RUN --steps 1000 --keep 30        # goes on from an encoder that is in RUN/text already
 
-A small T5 encoder reads a caption; linear heads on the mean of its outputs must tell every attribute of the scene. Text
-is cheap, so it sees many more paraphrases, distracting words and misspellings than could be rendered, and the
-transformer is then trained on an encoder that already understands. The heads are not shipped.
+A small T5 encoder reads a caption; linear heads on the mean of its outputs must tell every attribute of the scene and
+its weather. Text is cheap, so it sees many more paraphrases, distracting words and misspellings than could be rendered,
+and the transformer is then trained on an encoder that already understands. The heads are not shipped.
+
+An encoder that a transformer has learnt to read should be trained on with `--keep`: what it gives for captions of clear
+scenes then stays about as it was.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ from torch import Tensor, nn
 from soragen.models.t5 import T5Config, T5Encoder
 from training.precision import autocast
 from training.world.captions import SYNONYMS, caption
-from training.world.scene import ATTRIBUTES, Scene, sample_scene
+from training.world.scene import ATTRIBUTES, WEATHERS, Scene, sample_scene
+from training.world.weather_words import PHRASES, SENTENCES
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 VOCABULARY = 2048
@@ -37,11 +42,14 @@ CONFIG = T5Config(
     relative_attention_num_buckets=32, relative_attention_max_distance=64, feed_forward_proj="gated-gelu",
 )  # fmt: skip
 MAX_LENGTH = 96
+NAMED = ATTRIBUTES | {"weather": WEATHERS}
+"""All that a sentence may name."""
 
 
 def other_words() -> list[str]:
     """English words that say nothing about a scene: the prose of Python's own documentation, less our vocabulary."""
-    ours = {word for values in SYNONYMS.values() for phrases in values.values() for p in phrases for word in p.split()}
+    said = [*SYNONYMS.values(), PHRASES, SENTENCES]
+    ours = {word for values in said for phrases in values.values() for p in phrases for word in p.split()}
     words = re.findall(r"[a-z]{3,12}", " ".join(topics.values()).lower())
     counts: dict[str, int] = {}
     for word in words:
@@ -52,7 +60,7 @@ def other_words() -> list[str]:
 def train_tokenizer(path: Path, words: list[str], num_captions: int) -> None:
     """A Unigram tokenizer in the form of T5's; lower case, and every printable ASCII character has a piece."""
     rng = random.Random(0)
-    texts = [caption(sample_scene(rng), rng) for _ in range(num_captions)] + [" ".join(words)] * 3
+    texts = [caption(sample_scene(rng, weather=True), rng) for _ in range(num_captions)] + [" ".join(words)] * 3
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
@@ -106,14 +114,15 @@ def tokenize(tokenizer: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
     return ids, ids != PAD
 
 
-def labels(scenes: list[Scene]) -> Tensor:
-    return torch.tensor([list(scene.indices().values()) for scene in scenes])  # [B, 6]
+def labels(scenes: list[Scene], named: dict[str, tuple[str, ...]] = ATTRIBUTES) -> Tensor:
+    """Index of each scene's value of what is named [B, 6 or 7]."""
+    return torch.tensor([[values.index(getattr(scene, name)) for name, values in named.items()] for scene in scenes])
 
 
 class AttributeHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(width, len(values)) for values in ATTRIBUTES.values())
+        self.heads = nn.ModuleList(nn.Linear(width, len(values)) for values in NAMED.values())
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> list[Tensor]:
         weight = mask.float()[..., None]
@@ -121,11 +130,18 @@ class AttributeHeads(nn.Module):
         return [head(mean) for head in self.heads]
 
 
+def change(before: Tensor, after: Tensor, where: Tensor) -> Tensor:
+    """Of embeddings [B, L, D], as a share of their squares, on the words [B, L] that are asked about."""
+    weight = where.float()[..., None]
+    return ((after - before).float().square() * weight).sum() / (before.float().square() * weight).sum().clamp_min(1e-6)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--keep", type=float, default=0, help="how much change counts of what clear captions give")
     parser.add_argument("--captions", type=int, default=30_000, help="to make the tokenizer's pieces from")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
@@ -140,6 +156,9 @@ def main(arguments: list[str] | None = None) -> None:
     config = replace(CONFIG, vocab_size=tokenizer.get_vocab_size())
     encoder, heads = T5Encoder(config), AttributeHeads(config.d_model)
     encoder.init_weights()
+    if (restored := folder / "model.safetensors").exists() and not state_path.exists():
+        encoder.load_state_dict(load_file(restored))
+    before = load_encoder(options.run)[1].to(options.device) if options.keep else None
     network = nn.ModuleList([encoder, heads]).to(options.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     start = 0
@@ -153,20 +172,24 @@ def main(arguments: list[str] | None = None) -> None:
         rng = random.Random(step)
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * max(0.02, 1 - step / options.steps)
-        scenes = [sample_scene(rng) for _ in range(options.batch)]
+        scenes = [sample_scene(rng, weather=True) for _ in range(options.batch)]
         ids, mask = tokenize(tokenizer, [disturb(caption(scene, rng), rng, words) for scene in scenes])
-        ids, mask, truth = ids.to(options.device), mask.to(options.device), labels(scenes).to(options.device)
+        ids, mask, truth = ids.to(options.device), mask.to(options.device), labels(scenes, NAMED).to(options.device)
         with autocast(options.device):
             embeddings = encoder(ids, mask)
         answers = heads(embeddings, mask)
         losses = [F.cross_entropy(answer, truth[:, i]) for i, answer in enumerate(answers)]
+        if before is not None:
+            with torch.no_grad(), autocast(options.device):
+                given = before(ids, mask)
+            losses.append(options.keep * change(given, embeddings, mask & (truth[:, -1:] == 0)))
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == options.steps:
             right = [float((a.argmax(1) == truth[:, i]).float().mean()) for i, a in enumerate(answers)]
-            shown = " ".join(f"{name} {value:.2f}" for name, value in zip(ATTRIBUTES, right, strict=True))
+            shown = " ".join(f"{name} {value:.2f}" for name, value in zip(NAMED, right, strict=True))
             total = float(torch.stack(losses).detach().sum())
             print(f"step {step + 1} loss {total:.3f} right {shown} {time.time() - began:.0f} s", flush=True)
             torch.save(

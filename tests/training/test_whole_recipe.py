@@ -39,6 +39,16 @@ def test_the_plan_names_every_stage_and_runs_none(
     assert sum(given) - 20 * twice == pytest.approx(20)
 
 
+def test_a_quarter_of_what_is_rendered_to_train_on_has_weather() -> None:
+    rendered = [str(stage) for stage in recipe.stages(20, "cpu", 30, 101, 8, 4, 4, 1) if stage.module == "clips"]
+    for kind, asked in (("images", 2 * 101), ("clips", 2 * 30)):
+        counts = {some: 0 for some in (True, False)}
+        for line in rendered:
+            if f"--{kind} " in line and "--held-out" not in line:
+                counts["--weather" in line] += int(line.split(f"--{kind} ")[1].split()[0])
+        assert counts[True] == pytest.approx(asked / 4, abs=2) and sum(counts.values()) == asked
+
+
 def test_rendering_is_shared_among_processes(tmp_path: Path) -> None:
     commands = Stage("clips", ("--clips", "9"), num_processes=2).commands(tmp_path)
     assert [command[-2:] for command in commands] == [["--part", "0/2"], ["--part", "1/2"]]
