@@ -42,7 +42,10 @@ def denoise_windows(
         is_known = given.mask.cpu() == 0
         latents[:, :, is_known] = given.latents.cpu()[:, :, is_known].float()
     is_made, steps = ~is_known, plan.num_steps
-    anchored = drift.anchored_to(plan)
+    told = transformer.told if source is None and isinstance(transformer, DoubtingTransformer) else None
+    # Windows go on from frames about as they will be shown; at the end all are refined once more, between their own.
+    refine = transformer.refine if source is None and isinstance(transformer, RefiningTransformer) else None
+    anchor = drift.find_anchor(plan, is_known, doubts=told is not None)
     bound: tuple[Denoiser, Denoiser | None] | None = None
     for number, window in enumerate(plan.windows):
         known = _known_in(plan, window, latents, is_known)
@@ -50,8 +53,8 @@ def denoise_windows(
             if bound is None or conditions.keyframes:  # which move against the window
                 bound = _bind(plan, context, negative, conditions, window, transformer)
             denoiser, uncond = guided(*bound, guidance(request, transformer)), bound[1]
-            if source is None and isinstance(transformer, DoubtingTransformer):
-                denoiser = doubting(denoiser, transformer.told)
+            if told is not None:
+                denoiser = doubting(denoiser, told)
             start = mixed = noise[:, :, window.frames].to(device)
             if source is not None:
                 level = plan.schedule[first_step]
@@ -67,16 +70,18 @@ def denoise_windows(
                 done = number * steps + step.index + 1 - first_step
                 listen(Progress("denoise", done, steps * len(plan.windows)))
             made = step.latents[:, :, window.new_in_window].cpu()
-            if number and anchored is not None:
-                made = drift.anchor(made, latents[:, :, anchored], drift.PULL)
+            if anchor is not None and number >= anchor.from_window:
+                made = anchor.pull(made, latents)
             latents[:, :, window.new] = made
+            # Where it grows backward the frame before is still to come.
+            if refine is not None and window is not plan.windows[-1] and not plan.timeline.grows_backward:
+                seen = slice(window.start, window.new_stop)
+                latents[:, :, window.new] = refine(latents[:, :, seen], is_made[seen])[:, :, window.new_in_window]
         is_known[window.new] = True
         if number == 0 and cyclic:  # only now is it known what the end has to arrive at
             latents[:, :, -cyclic:] = latents[:, :, 1 : 1 + cyclic]
             is_known[-cyclic:] = True
-    if source is None and isinstance(transformer, RefiningTransformer):
-        return transformer.refine(latents, is_made, cyclic)
-    return latents
+    return latents if refine is None else refine(latents, is_made, cyclic)
 
 
 def _known_in(plan: Plan, window: Window, latents: Tensor, is_known: Tensor) -> KnownFrames | None:

@@ -103,7 +103,7 @@ def test_a_long_video_is_made_in_windows_that_continue_each_other(
         made.append((arguments[4], step.latents.clone()))
 
     monkeypatch.setattr(windows, "denoise", watched)
-    monkeypatch.setattr(windows.drift, "anchored_to", lambda plan: None)  # tests/pipeline/test_drift.py has that
+    monkeypatch.setattr(windows.drift, "PULL", 0.0)  # tests/pipeline/test_drift.py has that
     whole = latents_of(ask(frames=49))
     assert whole.shape == (1, 10, 13, 16, 16)
     assert [latents.shape[2] for _, latents in made] == [7, 7, 7]
@@ -115,6 +115,28 @@ def test_a_long_video_is_made_in_windows_that_continue_each_other(
     steps = [(event.done, event.total) for event in events if isinstance(event, Progress)]
     assert steps == [(step, 6) for step in range(1, 7)]
     assert Note("longer than 25 frames: 3 windows, each continuing the one before") in events
+
+
+def test_windows_of_pocket_go_on_from_refined_frames(
+    ask: Ask, latents_of: Callable[[Request], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their coarse channels are what was denoised, their fine ones are not: the next window sees what will be shown."""
+    made: list[tuple[KnownFrames | None, Tensor]] = []
+    denoise = windows.denoise
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[Step]:
+        for step in denoise(*arguments, **options):
+            yield step
+        made.append((arguments[4], step.latents.clone()))
+
+    monkeypatch.setattr(windows, "denoise", watched)
+    whole = latents_of(ask(model="pocket", size="64x64", frames=33, steps=1))
+    (_, before), (known, _) = made
+    assert known is not None
+    (last,) = (known.mask == 0).nonzero()[-1].tolist()
+    seen, was, shown = known.latents[:, :, 1:last], before[:, :, -last:-1], whole[:, :, 7 - last : 6]
+    assert torch.equal(seen[:, :16], was[:, :16]) and not torch.equal(seen[:, 16:], was[:, 16:])
+    assert torch.equal(shown, seen)  # the very last one alone has another frame behind it by now
 
 
 def test_frames_are_decoded_no_faster_than_they_are_written(ask: Ask, calls: Any) -> None:
