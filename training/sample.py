@@ -29,6 +29,7 @@ from soragen.families.pocket.transformer import PocketTransformer, lay_positions
 from soragen.families.pocket.vae import PocketVae
 from soragen.models.family import Context
 from soragen.models.text_encoder import PromptEncoder
+from soragen.pipeline import drift
 from soragen.size import VideoSize
 from soragen.video.write import to_uint8
 from training.world.render import render
@@ -112,8 +113,11 @@ def generate(
     schedule = make_schedule(defaults.schedule, num_steps, defaults.shift, grid.num_tokens)
     for step in denoise(denoiser, noise, schedule, make_solver(defaults.solver, schedule), known):
         noise = step.latents
-    made = torch.ones(noise.shape[2], dtype=torch.bool) if known is None else known.mask.bool()
-    return model.transformer.refine(noise, made)
+    if given is None:
+        return model.transformer.refine(noise, torch.ones(noise.shape[2], dtype=torch.bool))
+    start = given.shape[2]
+    made = drift.pulled(noise[:, :, start:], given[:, :, 1:], drift.PULL, contrast=False)
+    return model.transformer.refine(torch.cat([noise[:, :, :start], made], dim=2), free)
 
 
 def grid_of(model: Model, latents: Tensor) -> Grid:
