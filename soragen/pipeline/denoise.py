@@ -32,6 +32,8 @@ def denoise_windows(
     video that is restyled or of its own first pass.
     """
     request, device, first_step = plan.request, plan.machine.device, plan.first_step
+    if plan.schedule[first_step].alpha == 0:  # nothing of it would be left
+        source = None
     noise = starting_noise(request.seed, plan.latent_channels, plan.grid)
     # What a window makes takes the place of its noise, which nobody reads again where known frames are native. Others
     # are mixed with the noise of their place.
@@ -69,10 +71,11 @@ def denoise_windows(
             ):
                 done = number * steps + step.index + 1 - first_step
                 listen(Progress("denoise", done, steps * len(plan.windows)))
-            made = step.latents[:, :, window.new_in_window].cpu()
+            latents[:, :, window.new] = step.latents[:, :, window.new_in_window].cpu()
             if anchor is not None and number >= anchor.from_window:
-                made = anchor.pull(made, latents)
-            latents[:, :, window.new] = made
+                fresh = ~is_known
+                fresh[: window.new_start] = fresh[window.new_stop :] = False
+                latents[:, :, fresh] = anchor.pull(latents[:, :, fresh], latents)
             # Where it grows backward the frame before is still to come.
             if refine is not None and window is not plan.windows[-1] and not plan.timeline.grows_backward:
                 seen = slice(window.start, window.new_stop)
