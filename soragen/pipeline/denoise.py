@@ -32,8 +32,6 @@ def denoise_windows(
     video that is restyled or of its own first pass.
     """
     request, device, first_step = plan.request, plan.machine.device, plan.first_step
-    if plan.schedule[first_step].alpha == 0:  # nothing of it would be left
-        source = None
     noise = starting_noise(request.seed, plan.latent_channels, plan.grid)
     # What a window makes takes the place of its noise, which nobody reads again where known frames are native. Others
     # are mixed with the noise of their place.
