@@ -116,7 +116,7 @@ def generate(
     if given is None:
         return model.transformer.refine(noise, torch.ones(noise.shape[2], dtype=torch.bool))
     start = given.shape[2]
-    made = drift.pulled(noise[:, :, start:], given[:, :, 1:], drift.PULL, contrast=False)
+    made = drift.pulled(noise[:, :, start:], given[:, :, 1:], drift.CONTINUED, contrast=False)
     return model.transformer.refine(torch.cat([noise[:, :, :start], made], dim=2), free)
 
 

@@ -1,4 +1,4 @@
-"""Long videos keep their colours and contrast: what is made is pulled a part of the way towards what was there first.
+"""Long videos keep their colours and contrast: what is made is pulled towards what was there first.
 
 A window continues the one before it, and its small error with it: over ten of them colours shift and contrast fades or
 grows. The mean and standard deviation of a latent channel are what such drift moves first; giving latents those of
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from soragen.pipeline.plan import Plan
 
-PULL = 0.5
+PULL = 1.0
 """The part of the way: 0 leaves a window as it is, 1 gives its last latent frame the statistics of the first ones."""
-MOST_SCALE = 1.25
+CONTINUED = 0.5
+"""The same towards what is given and continued, of which a sentence may ask for something else."""
+MOST_SCALE = 2.0
 """A channel is never stretched by more, nor squeezed by more than its inverse: something may truly appear or go."""
 
 
@@ -26,17 +28,18 @@ MOST_SCALE = 1.25
 class Anchor:
     """What windows are pulled to: the latent frames of the timeline that `frames` [T] names, and from which window on.
 
-    contrast: the deviation is pulled as well, and not the mean alone.
+    share: of the way, 0..1. contrast: the deviation is pulled as well, and not the mean alone.
     """
 
     frames: Tensor
     from_window: int
+    share: float
     contrast: bool
     backward: bool
 
     def pull(self, made: Tensor, latents: Tensor) -> Tensor:
         """What a window made [B, C, t, H, W], pulled towards the `latents` [B, C, T, H, W] of the timeline."""
-        return pulled(made, latents[:, :, self.frames], PULL, contrast=self.contrast, backward=self.backward)
+        return pulled(made, latents[:, :, self.frames], self.share, contrast=self.contrast, backward=self.backward)
 
 
 def find_anchor(plan: Plan, is_given: Tensor, doubts: bool) -> Anchor | None:
@@ -56,13 +59,13 @@ def find_anchor(plan: Plan, is_given: Tensor, doubts: bool) -> Anchor | None:
     frames = is_given.clone()
     frames[0] = False
     if doubts and bool(frames.any()):
-        return Anchor(frames, 0, contrast=False, backward=timeline.grows_backward)
+        return Anchor(frames, 0, CONTINUED, contrast=False, backward=timeline.grows_backward)
     if len(plan.windows) < 3:
         return None
     new = plan.windows[0].new
     frames[:] = False
     frames[max(1, new.start) : new.stop] = True
-    return Anchor(frames, 1, contrast=True, backward=timeline.grows_backward)
+    return Anchor(frames, 1, PULL, contrast=True, backward=timeline.grows_backward)
 
 
 def pulled(latents: Tensor, first: Tensor, pull: float, *, contrast: bool = True, backward: bool = False) -> Tensor:
