@@ -66,7 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     model.transformer.refiner = refiner
     rows, encoded = [row("renders", real)], [model.vae.encode([clip]) for clip in real]
     for what, videos, truth in (("renders through the VAE", encoded, real), ("generated", drawn, None)):
-        told = [model.transformer.refine(latents, torch.ones(latents.shape[2], dtype=torch.bool)) for latents in videos]
+        told = [
+            model.transformer.refine(latents.clone(), torch.ones(latents.shape[2], dtype=torch.bool))
+            for latents in videos
+        ]
         for whose, movement in (("drawn" if truth is None else "true", videos), ("told", told)):
             clips = [decoded(model, latents) for latents in movement]
             rows += [row(f"{what}, {whose}, {how}", [clip[how] for clip in clips], truth) for how in clips[0]]

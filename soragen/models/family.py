@@ -106,6 +106,8 @@ class RefiningTransformer(Transformer, Protocol):
     def refine(self, latents: Tensor, made: Tensor, num_cyclic: int = 0) -> Tensor:
         """Latents [1, C, T, H, W] of a whole timeline, refined where `made` [T] is True; the others stay.
 
+        It may be done in place, as they grow with the duration: what was passed in is not to be used afterwards.
+
         num_cyclic: so many latent frames after the first come again at the end, where alone they are shown.
         """
         ...

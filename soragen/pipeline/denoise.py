@@ -77,7 +77,8 @@ def denoise_windows(
             # Where it grows backward the frame before is still to come.
             if refine is not None and window is not plan.windows[-1] and not plan.timeline.grows_backward:
                 seen = slice(window.start, window.new_stop)
-                latents[:, :, window.new] = refine(latents[:, :, seen], is_made[seen])[:, :, window.new_in_window]
+                shown = refine(latents[:, :, seen].clone(), is_made[seen])
+                latents[:, :, window.new] = shown[:, :, window.new_in_window]
         is_known[window.new] = True
         if number == 0 and cyclic:  # only now is it known what the end has to arrive at
             latents[:, :, -cyclic:] = latents[:, :, 1 : 1 + cyclic]

@@ -33,7 +33,7 @@ def network() -> PocketRefiner:
 
 def test_only_the_fine_of_made_frames_is_told_anew(network: PocketRefiner) -> None:
     latents, made = torch.randn(1, COARSE + FINE, 5, 4, 6), torch.tensor([True, True, False, True, True])
-    refined = network.refine(latents, made)
+    refined = network.refine(latents.clone(), made)
     assert torch.equal(refined[:, :COARSE], latents[:, :COARSE])
     changed = (refined != latents)[:, COARSE:].all(dim=(3, 4)).all(dim=1)[0]
     assert changed.tolist() == [True, True, False, True, True]
@@ -42,23 +42,23 @@ def test_only_the_fine_of_made_frames_is_told_anew(network: PocketRefiner) -> No
 
 def test_a_frame_is_told_from_itself_and_its_neighbours(network: PocketRefiner) -> None:
     latents, made = torch.randn(1, COARSE + FINE, 7, 4, 6), torch.ones(7, dtype=torch.bool)
-    refined = network.refine(latents, made)[:, COARSE:]
+    refined = network.refine(latents.clone(), made)[:, COARSE:]
     latents[:, :COARSE, 4] += 1
-    again = network.refine(latents, made)[:, COARSE:]
+    again = network.refine(latents.clone(), made)[:, COARSE:]
     changed = [not torch.equal(refined[:, :, k], again[:, :, k]) for k in range(7)]
     assert changed == [False, False, False, True, True, True, False]
     latents[:, COARSE:] = 0  # what was drawn has no part in it
-    assert torch.equal(network.refine(latents, made)[:, COARSE:], again)
+    assert torch.equal(network.refine(latents.clone(), made)[:, COARSE:], again)
 
 
 def test_beside_given_frames_their_fine_has_a_part_in_it(network: PocketRefiner) -> None:
     latents = torch.randn(1, COARSE + FINE, 7, 4, 6)
     made = torch.tensor([True, False, True, True, True, True, False])
-    refined = network.refine(latents, made)
+    refined = network.refine(latents.clone(), made)
     for given, beside in ((1, [0, 2]), (6, [5])):
         other = latents.clone()
         other[:, COARSE:, given] += 1
-        again = network.refine(other, made)
+        again = network.refine(other.clone(), made)
         assert [k for k in range(7) if made[k] and not torch.equal(refined[:, :, k], again[:, :, k])] == beside
 
 
@@ -80,7 +80,7 @@ def test_a_picture_is_told_as_the_first_frame_of_what_stands_still(network: Pock
 
 def test_it_answers_in_the_units_of_the_latents(network: PocketRefiner) -> None:
     latents, made = torch.randn(1, COARSE + FINE, 3, 4, 6), torch.ones(3, dtype=torch.bool)
-    refined, spread = network.refine(latents, made), network.latent_std.detach().clone().view(1, -1, 1, 1, 1)
+    refined, spread = network.refine(latents.clone(), made), network.latent_std.detach().clone().view(1, -1, 1, 1, 1)
     with torch.no_grad():
         network.latent_std.fill_(1)
     plain = network.refine(latents / spread, made)
@@ -94,12 +94,12 @@ def test_what_comes_again_goes_on_at_the_end(network: PocketRefiner) -> None:
     made = torch.ones(6, dtype=torch.bool)
     latents = torch.randn(1, COARSE + FINE, 6, 4, 4)
     latents[:, :, -1] = latents[:, :, 1]
-    refined = transformer.refine(latents, made, num_cyclic=1)
+    refined = transformer.refine(latents.clone(), made, num_cyclic=1)
     assert refined.shape == latents.shape
     on = network.refine(torch.cat([latents, latents[:, :, 2:3]], dim=2), torch.ones(7, dtype=torch.bool))
     assert torch.equal(refined[:, :, 2:], on[:, :, 2:-1])
     assert torch.equal(refined[:, :, :2], refined[:, :, -2:])
-    assert torch.equal(transformer.refine(latents, made), network.refine(latents, made))
+    assert torch.equal(transformer.refine(latents.clone(), made), network.refine(latents.clone(), made))
 
 
 def write(network: PocketRefiner, folder: Path) -> None:

@@ -77,13 +77,13 @@ class PocketRefiner(nn.Module):
 
     @torch.inference_mode()
     def refine(self, latents: Tensor, made: Tensor) -> Tensor:
-        """Latents [B, C, T, H, W], float32, with the fine channels told anew in the frames that `made` [T] names.
+        """Tells the fine channels of latents [B, C, T, H, W], float32, anew in the frames that `made` [T] names.
 
-        Memory beside the copy is that of a latent frame.
+        In place: what is told depends on the coarse channels alone, and on the fine ones of the other frames.
         """
-        num_coarse, free, refined = self.config.coarse_channels, made.to(latents)[None], latents.clone()
+        num_coarse, free = self.config.coarse_channels, made.to(latents)[None]
         spread = self.latent_std[num_coarse:].view(1, -1, 1, 1).to(latents)
         for k in range(latents.shape[2]):
             if made[k]:
-                refined[:, num_coarse:, k] = STRENGTH * self(self.look(latents, free, k)) * spread
-        return refined
+                latents[:, num_coarse:, k] = STRENGTH * self(self.look(latents, free, k)) * spread
+        return latents
