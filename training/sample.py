@@ -24,12 +24,12 @@ from soragen.diffusion.noise import starting_noise
 from soragen.diffusion.sampler import denoise
 from soragen.diffusion.schedule import NoiseLevel, make_schedule
 from soragen.diffusion.solver import make_solver
+from soragen.diffusion.statistics import CONTINUED, pulled
 from soragen.families.pocket import FAMILY
 from soragen.families.pocket.transformer import PocketTransformer, lay_positions
 from soragen.families.pocket.vae import PocketVae
 from soragen.models.family import Context
 from soragen.models.text_encoder import PromptEncoder
-from soragen.pipeline import drift
 from soragen.size import VideoSize
 from soragen.video.write import to_uint8
 from training.world.render import render
@@ -116,7 +116,7 @@ def generate(
     if given is None:
         return model.transformer.refine(noise, torch.ones(noise.shape[2], dtype=torch.bool))
     start = given.shape[2]
-    made = drift.pulled(noise[:, :, start:], given[:, :, 1:], drift.CONTINUED, contrast=False)
+    made = pulled(noise[:, :, start:], given[:, :, 1:], CONTINUED, contrast=False)
     return model.transformer.refine(torch.cat([noise[:, :, :start], made], dim=2), free)
 
 

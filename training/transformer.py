@@ -192,6 +192,11 @@ class Team:
         dist.broadcast(shared, 0)
         return float(shared)
 
+    def leave(self) -> None:
+        """A process that ends without it may be aborted by a thread of the others."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def average_gradients(self, network: nn.Module) -> None:
         if self.size > 1:
             for p in network.parameters():
@@ -328,6 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
             save(average, folder)
         if share >= 1:
             break
+    team.leave()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from soragen.catalog import find
+from soragen.diffusion.statistics import MOST_SCALE, pulled
 from soragen.pipeline import drift, run
-from soragen.pipeline.drift import find_anchor, pulled
+from soragen.pipeline.drift import find_anchor
 from soragen.pipeline.latents import Saved
 from soragen.pipeline.plan import Plan, make_plan
 from soragen.pipeline.timeline import Given
@@ -42,7 +43,7 @@ def test_channels_are_apart_and_never_stretched_without_limit() -> None:
     latents, first = drawn(0.0, 1.0), torch.cat([drawn(0.0, 1.0)[:, :1], drawn(3.0, 9.0)[:, 1:]], dim=1)
     found = pulled(latents, first, 1.0)
     torch.testing.assert_close(found[:, :1], latents[:, :1])
-    torch.testing.assert_close(found.std(AXES, correction=0)[:, 1:, -1], torch.full((1, 2), drift.MOST_SCALE))
+    torch.testing.assert_close(found.std(AXES, correction=0)[:, 1:, -1], torch.full((1, 2), MOST_SCALE))
     assert bool(pulled(torch.zeros(1, 3, 4, 8, 8), first, 1.0).isfinite().all())  # a channel without any detail
 
 
