@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 CONTINUED = 0.5
-"""How far what doubts (docs/decisions/0019) is pulled to what it continues, of which a sentence may ask something else."""
+"""How far what doubts (docs/decisions/0019) is pulled to what it continues: a sentence may ask for something else."""
 MOST_SCALE = 2.0
 """A channel is never stretched by more, nor squeezed by more than its inverse: something may truly appear or go."""
 
