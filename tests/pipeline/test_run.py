@@ -24,6 +24,7 @@ from soragen.video.recipe import read_recipe
 
 Ask = Callable[..., Request]
 Make = Callable[..., run.Result]
+Made = list[tuple[KnownFrames | None, Tensor]]
 
 
 @pytest.fixture
@@ -91,10 +92,10 @@ def test_a_seed_gives_the_same_bytes_whatever_came_before(
     assert not torch.equal(latents_of(ask("a blue cube")), first)
 
 
-def test_a_long_video_is_made_in_windows_that_continue_each_other(
-    ask: Ask, latents_of: Callable[[Request], Tensor], events: list[Event], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[tuple[KnownFrames | None, Tensor]] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """What each window was given, and what it came to."""
+    made: Made = []
     denoise = windows.denoise
 
     def watched(*arguments: Any, **options: Any) -> Iterator[Step]:
@@ -103,6 +104,12 @@ def test_a_long_video_is_made_in_windows_that_continue_each_other(
         made.append((arguments[4], step.latents.clone()))
 
     monkeypatch.setattr(windows, "denoise", watched)
+    return made
+
+
+def test_a_long_video_is_made_in_windows_that_continue_each_other(
+    ask: Ask, latents_of: Callable[[Request], Tensor], events: list[Event], monkeypatch: pytest.MonkeyPatch, made: Made
+) -> None:
     monkeypatch.setattr(windows.drift, "PULL", 0.0)  # tests/pipeline/test_drift.py has that
     whole = latents_of(ask(frames=49))
     assert whole.shape == (1, 10, 13, 16, 16)
@@ -118,18 +125,9 @@ def test_a_long_video_is_made_in_windows_that_continue_each_other(
 
 
 def test_windows_of_pocket_go_on_from_refined_frames(
-    ask: Ask, latents_of: Callable[[Request], Tensor], monkeypatch: pytest.MonkeyPatch
+    ask: Ask, latents_of: Callable[[Request], Tensor], made: Made
 ) -> None:
     """Their coarse channels are what was denoised, their fine ones are not: the next window sees what will be shown."""
-    made: list[tuple[KnownFrames | None, Tensor]] = []
-    denoise = windows.denoise
-
-    def watched(*arguments: Any, **options: Any) -> Iterator[Step]:
-        for step in denoise(*arguments, **options):
-            yield step
-        made.append((arguments[4], step.latents.clone()))
-
-    monkeypatch.setattr(windows, "denoise", watched)
     whole = latents_of(ask(model="pocket", size="64x64", frames=33, steps=1))
     (_, before), (known, _) = made
     assert known is not None
