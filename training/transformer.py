@@ -19,6 +19,7 @@ each has its own samples, and their gradients are averaged. What it does beyond 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import random
 import time
@@ -182,6 +183,7 @@ class Team:
     def __init__(self) -> None:
         if dist.is_torchelastic_launched():
             dist.init_process_group("gloo")
+            atexit.register(dist.destroy_process_group)  # or a thread of the group may abort the process as it ends
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def agree(self, value: float) -> float:
@@ -191,11 +193,6 @@ class Team:
         shared = torch.tensor(value, dtype=torch.float64)
         dist.broadcast(shared, 0)
         return float(shared)
-
-    def leave(self) -> None:
-        """A process that ends without it may be aborted by a thread of the others."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
     def average_gradients(self, network: nn.Module) -> None:
         if self.size > 1:
@@ -333,7 +330,6 @@ def main(arguments: list[str] | None = None) -> None:
             save(average, folder)
         if share >= 1:
             break
-    team.leave()
 
 
 if __name__ == "__main__":

@@ -183,7 +183,6 @@ def test_processes_share_out_what_muon_turns(tmp_path: Path) -> None:
         "pairs = ((orthogonalise_together(each, *how), orthogonalise(each, *how)) for each in sets)\n"
         "same = [torch.allclose(*pair, atol=1e-5) for pair in pairs]\n"
         "pathlib.Path(sys.argv[1], f'{team.rank}.txt').write_text(f'{team.size} {same}')\n"
-        "team.leave()\n"
     )
     in_two_processes(str(tmp_path / "turn.py"), str(tmp_path))
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["2 [True, True, True]"] * 2
