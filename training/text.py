@@ -149,6 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.device == "cpu":
         torch.set_num_threads(1)
     folder, state_path = options.run / "text", options.run / "text" / "state.pt"
+    if options.keep and not (folder / "model.safetensors").exists():
+        parser.error(f"--keep needs an encoder in {folder}; training.restore brings the one that ships")
     words = other_words()
     if not (folder / "tokenizer.json").exists():
         train_tokenizer(folder / "tokenizer.json", words, options.captions)

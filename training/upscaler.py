@@ -3,9 +3,9 @@
     python -m training.upscaler RUN --scenes 1024 --minutes 25
 
 Renders the pairs that RUN/pairs lacks, then goes on from RUN/upscaler/state.pt where it was stopped. `--minutes` counts
-all of the processor's time spent on training, so that a busy machine takes longer and learns the same. Needs the VAE of
-RUN/vae: most of what the network sees went through it, with the noise that its decoder was trained on, because that is
-what it will be given.
+all of the processor's time spent on training, so that a busy machine takes longer and learns the same; with none it
+only measures what is in RUN/upscaler. Needs the VAE of RUN/vae: most of what the network sees went through it, with the
+noise that its decoder was trained on, because that is what it will be given.
 """
 
 from __future__ import annotations
@@ -207,10 +207,11 @@ def main(arguments: list[str] | None = None) -> None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         step, seconds = state["step"], state["seconds"]
+    elif (restored := folder / "model.safetensors").exists():
+        network.load_state_dict(load_file(restored))
     total, saved, losses = options.minutes * 60, seconds, list[float]()
-    while True:
+    while seconds < total:
         began = time.process_time()
-        share = min(1.0, seconds / total)
         rng = random.Random(step)
         torch.manual_seed(step)
         small, large = (frames.to(device) for frames in pairs.draw(rng, options.batch, options.crop))
@@ -220,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
             out = network.enlarge(given)
         loss = enlargement_loss(out, target)
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 100) * max(0.02, 1 - share)
+            group["lr"] = RATE * min(1.0, (step + 1) / 100) * max(0.02, 1 - seconds / total)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -230,16 +231,14 @@ def main(arguments: list[str] | None = None) -> None:
         if step % 100 == 0:
             print(f"step {step} {seconds / 60:.1f} min loss {sum(losses) / len(losses):.5f}", flush=True)
             losses.clear()
-        if seconds - saved > 60 or share >= 1:
+        if seconds - saved > 60 or seconds >= total:
             saved = seconds
             save(network, folder)
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(state | {"step": step, "seconds": seconds}, state_path.with_suffix(".part"))
             state_path.with_suffix(".part").rename(state_path)
-            some = held_out if share >= 1 else held_out[:1]
-            print(f"step {step} held out {score(network, vae, some)}", flush=True)
-            if share >= 1:
-                break
+            print(f"step {step} held out {score(network, vae, held_out[:1])}", flush=True)
+    print(f"held out {score(network, vae, held_out)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The upscaler's stage: pairs that fit each other, inputs as the model gives them, a run that goes on, an export."""
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,26 @@ def test_training_goes_on_where_it_was_and_leaves_pairs_alone(
     assert {path: path.stat().st_mtime_ns for path in (run / "pairs").iterdir()} == pairs
     out = capsys.readouterr().out
     assert "'lanczos': {'mean'" in out and "'change'" in out
+
+
+def test_restored_weights_are_measured_and_left_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upscaler, "SHARD", 2)
+    monkeypatch.setattr(upscaler, "HELD_OUT_SCENES", 2)
+    restored = tmp_path / "restored"
+    shutil.copytree(run, restored)
+    (restored / "upscaler" / "state.pt").unlink()
+    weights = (restored / "upscaler" / "model.safetensors").read_bytes()
+    threads = torch.get_num_threads()
+    try:
+        for folder in (run, restored):
+            upscaler.main([str(folder), "--scenes", "2", "--minutes", "0"])
+    finally:
+        torch.set_num_threads(threads)
+    trained, same = capsys.readouterr().out.splitlines()
+    assert same == trained
+    assert (restored / "upscaler" / "model.safetensors").read_bytes() == weights
 
 
 def test_what_is_trained_is_loaded_by_the_family(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fog, rain and snowfall: what they change in the picture, what they leave alone, and what captions say of them."""
+"""Fog and snowfall: what they change in the picture, what they leave alone, and what captions say of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.world import render as rendering
 from training.world.captions import SYNONYMS, caption, describe
 from training.world.render import render
 from training.world.scene import ATTRIBUTES, WEATHERS, sample_scene
-from training.world.weather import falling
+from training.world.weather import ROWS, SPEED, snow
 from training.world.weather_words import PHRASES, SENTENCES
 
 SCENE = replace(
@@ -45,13 +45,13 @@ def test_weather_is_drawn_last_and_in_a_quarter_of_scenes() -> None:
         scene = sample_scene(random.Random(seed), weather=True)
         assert replace(scene, weather="clear") == sample_scene(random.Random(seed))
         drawn.append(scene.weather)
-    assert all(30 < drawn.count(weather) < 70 for weather in WEATHERS[1:])
+    assert all(50 < drawn.count(weather) < 100 for weather in WEATHERS[1:])
 
 
 def test_clear_frames_are_as_without_weather(monkeypatch: pytest.MonkeyPatch) -> None:
     frames, _ = shown("clear", frames=2)
     monkeypatch.setattr(rendering, "dull", lambda light, weather: light)
-    for name in ("fog", "falling"):
+    for name in ("fog", "snow"):
         monkeypatch.delattr(rendering, name)
     assert torch.equal(shown("clear", frames=2)[0], frames)
 
@@ -74,18 +74,25 @@ def test_fog_hides_what_is_far_more_than_the_subject(time: str) -> None:
     assert far[0] < 0.6 * far[1]
 
 
-@pytest.mark.parametrize(("weather", "seconds"), [("rain", 1 / 48), ("snowfall", 1 / 6)])
 @pytest.mark.parametrize("size", [(128, 128), (96, 176), (256, 256)])
-def test_what_falls_goes_down_and_covers_as_much_at_every_size(
-    weather: str, seconds: float, size: tuple[int, int]
-) -> None:
-    scene = replace(SCENE, weather=weather)
+def test_snow_goes_down_and_covers_as_much_at_every_size(size: tuple[int, int]) -> None:
+    scene = replace(SCENE, weather="snowfall")
     black, nothing = torch.zeros(2, 3, *size), torch.zeros(2, 1, *size)
-    before, after = falling(scene, black, nothing, torch.tensor([1.0, 1.0 + seconds]))[:, 1]
-    alike = {shift: float((before.roll(shift, 0) * after)[16:-16].mean()) for shift in range(-12, 13)}
+    before, after = snow(scene, black, nothing, torch.tensor([1.0, 1.0 + 1 / 6]))[:, 1]
+    reach = min(size) // 8
+    alike = {shift: float((before.roll(shift, 0) * after)[reach:-reach].mean()) for shift in range(-reach, reach + 1)}
     assert max(alike, key=alike.__getitem__) > 0
     assert 0.015 < before.mean() < 0.08
     assert (before > 0.25).float().mean() > 0.01
+
+
+def test_snow_comes_again_and_lies_elsewhere_in_other_scenes() -> None:
+    black, nothing = torch.zeros(3, 3, 64, 64), torch.zeros(3, 1, 64, 64)
+    scenes = [replace(SCENE, weather="snowfall", jitter=tuple(each for _ in SCENE.jitter)) for each in (0.1, 0.6)]
+    here, there = (snow(scene, black, nothing, torch.tensor([0.0, 0.5, 1.0]) * ROWS / SPEED) for scene in scenes)
+    torch.testing.assert_close(here[0], here[2], atol=1e-3, rtol=0)
+    torch.testing.assert_close(here[1], there[0], atol=1e-3, rtol=0)
+    assert (here[0] - here[1]).abs().mean() > 0.01
 
 
 @pytest.mark.parametrize("weather", WEATHERS[1:])
@@ -119,10 +126,10 @@ def test_snow_that_lies_is_not_snow_that_falls() -> None:
         assert not any(falls in lying or lying in falls for falls in WORDS["snowfall"])
 
 
-def test_no_rain_from_a_blue_sky() -> None:
+def test_no_snow_from_a_blue_sky() -> None:
     rng = random.Random(2)
     for _ in range(200):
-        words = caption(replace(sample_scene(rng), time="day", weather="rain"), rng)
+        words = caption(replace(sample_scene(rng), time="day", weather="snowfall"), rng)
         assert "blue sky" not in words and "sunny" not in words
 
 
@@ -147,6 +154,12 @@ def test_shards_of_before_the_weather_can_be_read(tmp_path: Path) -> None:
     old = {name: value for name, value in asdict(SCENE).items() if name != "weather"}
     save_file({"frames": torch.zeros(1)}, tmp_path / "old.safetensors", {"scenes": json.dumps([old])})
     assert read_shard(tmp_path / "old.safetensors")[1] == [SCENE]
+
+
+def test_an_encoder_that_is_not_there_cannot_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        text.main([str(tmp_path), "--keep", "10"])
+    assert "training.restore" in capsys.readouterr().err and not (tmp_path / "text").exists()
 
 
 def test_an_encoder_that_is_there_is_trained_on(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from .palette import main_colour
 from .scene import Scene
 from .subjects import subject as subject_of
 from .tracer import Tracer, Window, grid
-from .weather import dull, falling, fog
+from .weather import dull, fog, snow
 
 _CPU_CHUNK = 1 << 17  # rays at a time: keeps the working set inside the processor's cache
 _DEVICE_CHUNK = 1 << 23
@@ -163,8 +163,8 @@ def _clip(
             distance = torch.linalg.vector_norm(here.origin - tracer.pose.position, dim=1)
             back, layer = fog(light, here, distance, back, layer)
         pixels = back * (1.0 - alpha) + layer[:, :3]
-        if scene.weather in ("rain", "snowfall"):
-            pixels = falling(scene, pixels, alpha, seconds[part])
+        if scene.weather == "snowfall":
+            pixels = snow(scene, pixels, alpha, seconds[part])
         frames_out[part] = (pixels.clamp_(0.0, 1.0) * 255.0).round_().to(torch.uint8).permute(0, 2, 3, 1)
         mask_out[part] = (alpha[:, 0] * 255.0).round_().to(torch.uint8)
 

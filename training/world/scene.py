@@ -47,7 +47,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "camera": CAMERAS,
 }
 
-WEATHERS: tuple[str, ...] = ("clear", "fog", "rain", "snowfall")
+WEATHERS: tuple[str, ...] = ("clear", "fog", "snowfall")
 """The seventh thing that a caption may name. Not among ATTRIBUTES, which are what the probe tells."""
 WEATHER_SHARE = 0.25
 
@@ -117,9 +117,8 @@ class Scene:
         """
         looks = self.subject in LOOKS_SIDEWAYS and self.motion not in _SWAP
         turned = self.subject in ALWAYS_TURNED
-        if self.weather == "rain":  # it slants
-            return True
-        return looks or turned or self.motion in ("spinning", "swaying") or self.camera == "orbit"
+        snows = self.weather == "snowfall"  # in one pattern
+        return looks or turned or snows or self.motion in ("spinning", "swaying") or self.camera == "orbit"
 
     def mirrored(self) -> Scene:
         """The scene that describes this one's horizontally flipped pixels (the caller flips them)."""

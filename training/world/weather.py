@@ -1,8 +1,9 @@
-"""Weather on rendered frames: fog by distance, and rain and snowfall that fall through the picture.
+"""Weather on rendered frames: fog by distance, and snow that falls through the picture.
 
-What falls lies in screen space, one thing (or none) in each cell of a sheared grid whose columns slide down with time.
-Lengths are in short sides of the picture, so every size and aspect has as much of it for its area, and a clip that
-begins later shows what an earlier one would have come to.
+Flakes lie in screen space, one (or none) in each cell of a grid whose columns slide down with time. Lengths are in
+short sides of the picture, so every size and aspect has as much of it for its area, and a clip that begins later
+shows what an earlier one would have come to. The pattern is the same in all scenes, and only how far it has fallen
+differs: flakes that lie anywhere were never learnt (training/LOG.md, 74).
 """
 
 from __future__ import annotations
@@ -22,41 +23,30 @@ from .tracer import Window, grid
 
 FOG = 1.3  # optical depth of fog over the distance of the subject
 FOG_BEGINS = 0.72  # in distances of the subject: what the sentence names stays to be seen
-SLANT = 0.16  # sideways over down; all rain slants one way, see `Scene.is_handed`
-DULL = {"fog": 0.35, "rain": 0.60, "snowfall": 0.60}  # how far the colours of the sky go to grey
-DARK = {"fog": 1.0, "rain": 0.52, "snowfall": 0.60}  # what is left of the sky's light
-SUN = {"fog": 0.55, "rain": 0.40, "snowfall": 0.50}
+DULL = {"fog": 0.35, "snowfall": 0.60}  # how far the colours of the sky go to grey
+DARK = {"fog": 1.0, "snowfall": 0.60}  # what is left of the sky's light
+SUN = {"fog": 0.55, "snowfall": 0.50}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Things of one distance. Lengths in short sides, speed in short sides a second, opacity 0..1."""
+    """Flakes of one distance. Lengths in short sides, opacity 0..1."""
 
-    cell: tuple[float, float]  # width and height
-    half: tuple[float, float]  # across and along
-    speed: float
+    cell: float
+    radius: float
     opacity: float
     near: bool  # before the subject
 
 
-LAYERS = {
-    "rain": (
-        Layer((0.050, 0.17), (0.0026, 0.040), 1.1, 0.50, near=False),
-        Layer((0.075, 0.25), (0.0034, 0.060), 1.5, 0.60, near=True),
-        Layer((0.150, 0.44), (0.0048, 0.100), 2.0, 0.65, near=True),
-    ),
-    "snowfall": (
-        Layer((0.072, 0.072), (0.0060, 0.0060), 0.14, 0.85, near=False),
-        Layer((0.110, 0.110), (0.0100, 0.0100), 0.21, 0.95, near=True),
-        Layer((0.230, 0.230), (0.0180, 0.0180), 0.32, 0.90, near=True),
-    ),
-}
+LAYERS = (Layer(0.16, 0.018, 0.85, near=False), Layer(0.25, 0.032, 0.95, near=True))
+ROWS = 8  # of cells, after which the pattern comes again
+SPEED = 1.2  # rows a second: what is near is faster, and all layers have come as far
 
 
 @cache
 def _chance(device: str) -> Tensor:
-    """Random numbers in [0, 1), [4, 64, 64]: of each cell its place across, its place along, a size, and a phase."""
-    return torch.rand(4, 64, 64, generator=torch.Generator().manual_seed(5)).to(device)
+    """Random numbers in [0, 1), [3, ROWS, 64]: of each cell a place across, a place along, and a size."""
+    return torch.rand(3, ROWS, 64, generator=torch.Generator().manual_seed(5)).to(device)
 
 
 def _grey(rgb: Vec3, share: float, level: float = 1.0) -> Vec3:
@@ -108,43 +98,33 @@ def fog(light: Light, camera: Camera, distance: Tensor, back: Tensor, layer: Ten
     return back + veil * (colour - back), torch.cat([hidden, layer[:, 3:]], 1)
 
 
-def falling(scene: Scene, pixels: Tensor, subject: Tensor, seconds: Tensor) -> Tensor:
-    """Rain or snow at `seconds` [T] over pixels [T, 3, H, W] in 0..1, the far of it behind the subject.
+def snow(scene: Scene, pixels: Tensor, subject: Tensor, seconds: Tensor) -> Tensor:
+    """Snow that falls at `seconds` [T] over pixels [T, 3, H, W] in 0..1, the far of it behind the subject.
 
     subject: its coverage [T, 1, H, W].
     """
     shade = {"day": 1.0, "overcast": 1.0, "sunset": 0.96, "night": 0.74}[scene.time]
-    white = (0.80, 0.86, 0.94) if scene.weather == "rain" else (1.0, 1.0, 1.0)
-    colour = (torch.tensor(white, device=pixels.device) * shade)[:, None, None]
-    for number, layer in enumerate(LAYERS[scene.weather]):
-        cover = _cover(scene, layer, number, seconds.to(pixels.device), (pixels.shape[-2], pixels.shape[-1]))[:, None]
-        pixels = pixels + (cover if layer.near else cover * (1.0 - subject)) * (colour - pixels)
+    for layer in LAYERS:
+        cover = _cover(scene, layer, seconds.to(pixels.device), (pixels.shape[-2], pixels.shape[-1]))[:, None]
+        pixels = pixels + (cover if layer.near else cover * (1.0 - subject)) * (shade - pixels)
     return pixels
 
 
-def _cover(scene: Scene, layer: Layer, number: int, seconds: Tensor, size: tuple[int, int]) -> Tensor:
+def _cover(scene: Scene, layer: Layer, seconds: Tensor, size: tuple[int, int]) -> Tensor:
     """How much of each pixel one layer covers, [T, H, W]."""
-    rain, device = scene.weather == "rain", seconds.device
     pixel = 1.0 / min(size)
-    y, x = (((torch.arange(n, device=device) + 0.5) - 0.5 * n) * pixel for n in size)
-    chance = _chance(str(device))
-    place = 64.0 * scene.rand("phase") + 17.3 * number
-    across = (x[None, :] + (SLANT if rain else 0.0) * y[:, None]) / layer.cell[0] + 64.0 + place
+    y, x = (((torch.arange(n, device=seconds.device) + 0.5) - 0.5 * n) * pixel for n in size)
+    chance = _chance(str(seconds.device))
+    across = x[None, :] / layer.cell + 64.0
     column = across.floor()
-    own = chance[:, int(place) % 64, column.long() % 64]  # each column has a height and a speed of its own
-    fallen = layer.speed * (0.85 + 0.3 * own[0]) * seconds[:, None, None]
-    along = (y[:, None] - fallen) / layer.cell[1] + 64.0 * own[1]
+    fallen = ROWS * scene.rand("phase") + SPEED * seconds[:, None, None]
+    along = y[:, None] / layer.cell - fallen + ROWS * (8.0 + chance[0, 0, column.long() % 64])
     row = along.floor()
-    cell = chance[:, row.long() % 64, column.long().expand_as(row) % 64]
-    sway = 0.0 if rain else 0.13 * torch.sin((0.35 * seconds[:, None, None] + cell[3]) * (2 * math.pi))
-    dx = (across - column - 0.35 - 0.3 * cell[0] - sway) * layer.cell[0]
-    reach = (1.0 if rain else 2.5) * layer.half[1] / layer.cell[1]  # its cell's edge must not cut off what is soft
-    dy = (along - row - reach - (1.0 - 2.0 * reach) * cell[1]) * layer.cell[1]
-    bigger = 0.75 + 0.5 * cell[2]
-    wide = layer.half[0] * bigger
-    blur = (wide * wide + (0.55 * pixel) ** 2).sqrt()  # nothing is thinner than a pixel, but fainter
-    if rain:
-        shape = (1.0 - (dy / layer.half[1]) ** 2).clamp_min(0.0) * torch.exp(-((dx / blur) ** 2)) * (wide / blur)
-    else:
-        shape = torch.exp((dx * dx + dy * dy) / (blur * blur) * -1.0) * (wide / blur) ** 2
-    return shape * (layer.opacity * (cell[2] > 0.25))
+    dx, dy, size_of = chance[:, row.long() % ROWS, column.long().expand_as(row) % 64]
+    radius = layer.radius * (0.75 + 0.5 * size_of)
+    room = 2.0 * layer.radius / layer.cell  # its cell's edge must not cut off what is soft
+    dx = across - column - room - (1.0 - 2.0 * room) * dx
+    dy = along - row - room - (1.0 - 2.0 * room) * dy
+    blur = (radius * radius + (0.55 * pixel) ** 2).sqrt() / layer.cell  # nothing is thinner than a pixel, but fainter
+    shape = torch.exp((dx * dx + dy * dy) / (blur * blur) * -1.0) * (radius / (layer.cell * blur)) ** 2
+    return shape * (layer.opacity * (size_of > 0.25))

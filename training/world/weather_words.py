@@ -15,10 +15,6 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "in the fog", "in fog", "in thick fog", "in the mist", "in the haze", "in dense grey fog", "in misty weather",
         "in foggy weather", "on a foggy {day}", "on a misty {day}", "surrounded by fog", "shrouded in mist",
     ),
-    "rain": (
-        "in the rain", "in the rain", "in pouring rain", "in heavy rain", "in the falling rain", "while it rains",
-        "as rain falls", "on a rainy {day}", "in rainy weather", "during a rain shower", "with raindrops falling",
-    ),
     "snowfall": (
         "in falling snow", "while it snows", "while it is snowing", "during a snowfall", "as snow falls",
         "as snowflakes fall", "in a snowstorm", "in gentle snowfall", "under falling snowflakes", "with snow falling",
@@ -27,7 +23,6 @@ PHRASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 SENTENCES: dict[str, tuple[str, ...]] = {
     "fog": ("it is foggy", "it is misty", "there is fog", "the air is foggy", "fog hides the background"),
-    "rain": ("it is raining", "it rains", "rain is falling", "rain falls", "raindrops fall from the sky"),
     "snowfall": ("it is snowing", "it snows", "snow is falling", "snowflakes are falling", "snow falls from the sky"),
 }
 _DAYS = {"day": "day", "overcast": "day", "sunset": "evening", "night": "night"}
