@@ -3,7 +3,7 @@
 Flakes lie in screen space, one (or none) in each cell of a grid whose columns slide down with time. Lengths are in
 short sides of the picture, so every size and aspect has as much of it for its area, and a clip that begins later
 shows what an earlier one would have come to. The pattern is the same in all scenes, and only how far it has fallen
-differs: flakes that lie anywhere were never learnt (training/LOG.md, 74).
+differs: small flakes that lay anywhere were not learnt (training/LOG.md, 74).
 """
 
 from __future__ import annotations
